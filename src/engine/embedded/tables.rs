@@ -1,0 +1,257 @@
+//! The redb tables: what is written in one transaction, and what a view of them shows.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `sessions` | container, key | record |
+//! | `buckets` | container, bucket, key | nothing |
+//! | `containers` | container | policy, count |
+//! | `meta` | name | number |
+//!
+//! A session's row and its one row in `buckets` are written by the same redb transaction, and so
+//! is the count of its container.
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use redb::{
+    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
+
+use super::directory::{self, Mode};
+use super::records;
+use crate::engine::{Batch, Recovered, View};
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::{ContainerId, Place};
+use crate::model::key::Key;
+use crate::model::session::{Record, Revision};
+
+const SESSIONS: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("sessions");
+const BUCKETS: TableDefinition<'_, (u32, u64, &[u8]), ()> = TableDefinition::new("buckets");
+const CONTAINERS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("containers");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// What this version writes and reads. It counts formats, not releases.
+const FORMAT: u32 = 1;
+
+const META_FORMAT: &str = "format";
+const META_REVISION: &str = "revision";
+const META_TIME: &str = "time";
+
+/// How much of the file redb may keep in memory; its own default is a gibibyte.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// redb has an error type for each of its steps. Above this folder they all mean the same.
+macro_rules! storage {
+    ($result:expr) => {
+        $result.map_err(|error| storage_error(redb::Error::from(error)))
+    };
+}
+
+fn storage_error(error: redb::Error) -> Error {
+    match error {
+        redb::Error::Corrupted(reason) => Error::Corrupt { table: "sessions.redb", reason },
+        error => Error::storage(error),
+    }
+}
+
+pub(super) struct Tables {
+    /// `None` once closed.
+    database: Mutex<Option<Database>>,
+    /// Keeps other processes out.
+    _lock: File,
+}
+
+impl Tables {
+    pub(super) fn open(path: &Path, mode: Mode) -> Result<(Self, Recovered), Error> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let (database, lock) = directory::open(path, mode, &builder, create)?;
+        let tables = Tables { database: Mutex::new(Some(database)), _lock: lock };
+        let recovered = tables.recover(path)?;
+        Ok((tables, recovered))
+    }
+
+    fn recover(&self, path: &Path) -> Result<Recovered, Error> {
+        let not_a_store = |reason: &str| {
+            Err(Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() })
+        };
+        let (meta, containers) = self
+            .with(|database| {
+                let txn = storage!(database.begin_read())?;
+                let meta = match txn.open_table(META) {
+                    Ok(meta) => Some((meta, storage!(txn.open_table(CONTAINERS))?)),
+                    Err(redb::TableError::Storage(error)) => {
+                        return Err(storage_error(error.into()));
+                    }
+                    Err(_) => None,
+                };
+                Ok(meta)
+            })?
+            .map_or_else(|| not_a_store("sessions.redb has no table `meta`"), Ok)?;
+        let number = |name| -> Result<u64, Error> {
+            let row = storage!(meta.get(name))?;
+            row.map(|n| n.value())
+                .ok_or_else(|| records::corrupt("meta", &format!("`{name}` is missing")))
+        };
+        let format = u32::try_from(number(META_FORMAT)?).unwrap_or(u32::MAX);
+        if format != FORMAT {
+            return Err(Error::Format { found: format, supported: FORMAT });
+        }
+        let mut found = Vec::new();
+        for row in storage!(containers.iter())? {
+            let (id, state) = storage!(row)?;
+            found.push(records::decode_container(id.value(), state.value())?);
+        }
+        Ok(Recovered {
+            view: Arc::new(self.view()?),
+            revision: Revision(number(META_REVISION)?),
+            time: Time::from_micros(number(META_TIME)?),
+            containers: found,
+        })
+    }
+
+    /// Writes a batch in one transaction, durable on return.
+    pub(super) fn write(&self, batch: &Batch) -> Result<(), Error> {
+        self.with(|database| {
+            let txn = begin_write(database)?;
+            {
+                let mut sessions = storage!(txn.open_table(SESSIONS))?;
+                let mut buckets = storage!(txn.open_table(BUCKETS))?;
+                // In the order of the keys, so that neighbours share a page.
+                for (place, record) in batch.sessions() {
+                    let (container, key) = (place.0.0, place.1.as_bytes());
+                    let old = match record {
+                        Some(record) => {
+                            let bytes = records::encode_session(record);
+                            storage!(sessions.insert((container, key), &*bytes))?
+                        }
+                        None => storage!(sessions.remove((container, key)))?,
+                    };
+                    let old = old.map(|old| records::bucket(old.value())).transpose()?;
+                    let new = record.map(|record| record.bucket);
+                    if old != new {
+                        if let Some(bucket) = old {
+                            storage!(buckets.remove((container, bucket, key)))?;
+                        }
+                        if let Some(bucket) = new {
+                            storage!(buckets.insert((container, bucket, key), ()))?;
+                        }
+                    }
+                }
+                let mut containers = storage!(txn.open_table(CONTAINERS))?;
+                for state in batch.commits.iter().flat_map(|commit| &commit.containers) {
+                    let bytes = records::encode_container(state);
+                    storage!(containers.insert(state.id.0, &*bytes))?;
+                }
+                let mut meta = storage!(txn.open_table(META))?;
+                storage!(meta.insert(META_REVISION, batch.revision().0))?;
+                storage!(meta.insert(META_TIME, batch.time.as_micros()))?;
+            }
+            storage!(txn.commit())
+        })
+    }
+
+    pub(super) fn view(&self) -> Result<TablesView, Error> {
+        self.with(|database| {
+            let txn = storage!(database.begin_read())?;
+            Ok(TablesView {
+                sessions: storage!(txn.open_table(SESSIONS))?,
+                buckets: storage!(txn.open_table(BUCKETS))?,
+            })
+        })
+    }
+
+    pub(super) fn close(&self) -> Result<(), Error> {
+        let database = self.database.lock().expect("nothing panics while it is held").take();
+        database.map_or(Ok(()), |database| storage!(database.close()))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
+        let database = self.database.lock().expect("nothing panics while it is held");
+        work(database.as_ref().ok_or(Error::Closed)?)
+    }
+}
+
+/// Makes the tables of a new store.
+fn create(database: &Database) -> Result<(), Error> {
+    let txn = begin_write(database)?;
+    {
+        storage!(txn.open_table(SESSIONS))?;
+        storage!(txn.open_table(BUCKETS))?;
+        storage!(txn.open_table(CONTAINERS))?;
+        let mut meta = storage!(txn.open_table(META))?;
+        storage!(meta.insert(META_FORMAT, u64::from(FORMAT)))?;
+        storage!(meta.insert(META_REVISION, 0))?;
+        storage!(meta.insert(META_TIME, 0))?;
+    }
+    storage!(txn.commit())
+}
+
+// Never a one-phase commit: a failed sync, a reopen and a power cut can leave such a file
+// unopenable. Quick repair saves the allocator's state, so that opening after a crash needs no walk
+// through the whole file.
+fn begin_write(database: &Database) -> Result<WriteTransaction, Error> {
+    let mut txn = storage!(database.begin_write())?;
+    txn.set_two_phase_commit(true);
+    txn.set_quick_repair(true);
+    Ok(txn)
+}
+
+pub(super) struct TablesView {
+    sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
+    buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
+}
+
+impl View for TablesView {
+    fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        let row = storage!(self.sessions.get((place.0.0, place.1.as_bytes())))?;
+        row.map(|row| records::decode_session(row.value()).map(Arc::new)).transpose()
+    }
+
+    fn scan(
+        &self,
+        container: ContainerId,
+        from: &Key,
+        max: usize,
+    ) -> Result<Vec<(Key, Arc<Record>)>, Error> {
+        let mut found = Vec::new();
+        for row in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
+            let (place, record) = storage!(row)?;
+            let (owner, key) = place.value();
+            if owner != container.0 {
+                break;
+            }
+            found.push((Key::from(key), Arc::new(records::decode_session(record.value())?)));
+        }
+        Ok(found)
+    }
+
+    fn due(
+        &self,
+        container: ContainerId,
+        until: u64,
+        from: &(u64, Key),
+        max: usize,
+    ) -> Result<Vec<(u64, Key)>, Error> {
+        let mut found = Vec::new();
+        let from = (container.0, from.0, from.1.as_bytes());
+        for row in storage!(self.buckets.range(from..))?.take(max) {
+            let (row, ()) = storage!(row).map(|(row, nothing)| (row, nothing.value()))?;
+            let (owner, bucket, key) = row.value();
+            if owner != container.0 || bucket > until {
+                break;
+            }
+            found.push((bucket, Key::from(key)));
+        }
+        Ok(found)
+    }
+}
+
+impl fmt::Debug for TablesView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TablesView")
+    }
+}

@@ -1,0 +1,287 @@
+//! Why a store could not do what it was asked.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::session::Revision;
+
+/// Why a store could not do what it was asked, grouped by what to do next.
+///
+/// A missing session is no error: it is `None`. No message holds a token, a key or a value.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another transaction got there first. Begin again, and commit again;
+    /// [`Store::transact`](crate::Store::transact) does so by itself.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+
+    /// The session that this handle means has ended: it was invalidated, or its time is over. Get
+    /// another, and treat its visitor as new.
+    #[error("the session has ended")]
+    Ended,
+
+    /// [`Transaction::create`](crate::Transaction::create) found a live session under the key. Use
+    /// `get_or_create`, or another key.
+    #[error("session {session} exists in container {container}")]
+    Exists {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+    },
+
+    /// The transaction was committed or dropped, and its handles with it. Begin another, and see
+    /// [`Transaction::reattach`](crate::Transaction::reattach).
+    #[error("the transaction is over")]
+    TransactionOver,
+
+    /// The transaction lived too long: what it read would have to be kept for it alone. Begin
+    /// again, and do less in one transaction.
+    #[error("the snapshot is too old after {age:?}")]
+    SnapshotTooOld {
+        /// How long the transaction had been living when it was given up.
+        age: Duration,
+    },
+
+    /// The savepoint belongs to another transaction, or a rollback to an earlier one spoiled it.
+    #[error("the savepoint is gone")]
+    Savepoint,
+
+    /// A limit of the container's policy. Nothing was written, and the transaction stays usable:
+    /// end sessions, store less, or raise the setting.
+    #[error("the limit of {max} {limit} is reached")]
+    Limit {
+        /// Which limit.
+        limit: LimitKind,
+        /// Its value in force.
+        max: u64,
+    },
+
+    /// The attribute holds something else than was asked for, perhaps from an older release of the
+    /// application. Read it as what it is, or remove it.
+    #[error("attribute `{attribute}` holds {found}, not {expected}")]
+    Type {
+        /// The name of the attribute.
+        attribute: String,
+        /// What is stored.
+        found: &'static str,
+        /// What was asked for.
+        expected: &'static str,
+    },
+
+    /// The value cannot be encoded as MessagePack; its `Serialize` said why, and that text may hold
+    /// the value, so it is not repeated here.
+    #[error("the value for attribute `{attribute}` cannot be encoded")]
+    Encode {
+        /// The name of the attribute.
+        attribute: String,
+    },
+
+    /// The settings of a container contradict each other. Nothing was changed.
+    #[error("not a policy: {reason}")]
+    Policy {
+        /// Which settings, and why.
+        reason: String,
+    },
+
+    /// The store has no container of this name. Make it with
+    /// [`container_with`](crate::Store::container_with).
+    #[error("there is no container {name:?}")]
+    NoContainer {
+        /// The name that was asked for.
+        name: String,
+    },
+
+    /// The container or handle belongs to another store. Nothing was done.
+    #[error("the handle belongs to another store")]
+    Stranger,
+
+    /// The text is no token: not 43 characters of base64url. Treat its bearer as new.
+    #[error("not a token")]
+    Token,
+
+    /// The store is doing all it can. Try later, or shed load.
+    #[error("the store is busy: {queued} commits wait, gave up after {waited:?}")]
+    Busy {
+        /// How many commits are queued.
+        queued: usize,
+        /// How long this one tried to join them.
+        waited: Duration,
+    },
+
+    /// The store was closed. Open it again.
+    #[error("the store is closed")]
+    Closed,
+
+    /// The closure of [`Store::transact`](crate::Store::transact) gave up. Nothing was written.
+    #[error("the transaction was given up")]
+    Aborted(#[source] Box<dyn StdError + Send + Sync>),
+
+    /// Another process, or another part of this one, has the store open. Use that one.
+    #[error("the store at {} is open already", path.display())]
+    AlreadyOpen {
+        /// The directory of the store.
+        path: PathBuf,
+    },
+
+    /// There is a store already. Open it instead of creating it.
+    #[error("there is a store at {} already", path.display())]
+    AlreadyThere {
+        /// The directory of the store.
+        path: PathBuf,
+    },
+
+    /// What lies at the path is no store of sessile's, and it was left alone. Check the path.
+    #[error("{} is no sessile store: {reason}", path.display())]
+    NotAStore {
+        /// The path that was given.
+        path: PathBuf,
+        /// What is there instead.
+        reason: String,
+    },
+
+    /// The store was written by a version of sessile that this one cannot read. Use that one.
+    #[error("the store has format {found}, and this version reads {supported}")]
+    Format {
+        /// The format of the store.
+        found: u32,
+        /// The format that this version reads.
+        supported: u32,
+    },
+
+    /// The bytes on disk are not what sessile wrote. Restore a backup.
+    #[error("corrupt {table}: {reason}")]
+    Corrupt {
+        /// Where.
+        table: &'static str,
+        /// What is wrong; never the bytes themselves.
+        reason: String,
+    },
+
+    /// The storage below failed. After a commit this means unknown, not undone: open the store
+    /// again and look.
+    #[error("the storage failed")]
+    Storage(#[source] Arc<dyn StdError + Send + Sync>),
+
+    /// The operating system gave no random numbers. Do not go on without them.
+    #[error("the operating system's random generator failed: {0}")]
+    Random(String),
+}
+
+impl Error {
+    /// Wraps an error of the application's, for closures given to
+    /// [`Store::transact`](crate::Store::transact) that want to give up.
+    pub fn aborted(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Error::Aborted(error.into())
+    }
+
+    /// Whether the same transaction, begun again, may well succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Conflict(_) | Error::SnapshotTooOld { .. } => true,
+            // Waiting may help, running the closure again at once does not.
+            Error::Busy { .. } => false,
+            // The commit may have reached the disk; doing it twice could be wrong.
+            Error::Storage(_) => false,
+            Error::Ended
+            | Error::Exists { .. }
+            | Error::TransactionOver
+            | Error::Savepoint
+            | Error::Limit { .. }
+            | Error::Type { .. }
+            | Error::Encode { .. }
+            | Error::Policy { .. }
+            | Error::NoContainer { .. }
+            | Error::Stranger
+            | Error::Token
+            | Error::Closed
+            | Error::Aborted(_)
+            | Error::AlreadyOpen { .. }
+            | Error::AlreadyThere { .. }
+            | Error::NotAStore { .. }
+            | Error::Format { .. }
+            | Error::Corrupt { .. }
+            | Error::Random(_) => false,
+        }
+    }
+
+    pub(crate) fn storage(error: impl StdError + Send + Sync + 'static) -> Self {
+        Error::Storage(Arc::new(error))
+    }
+}
+
+/// Why a commit was refused although nothing is wrong with it: another transaction came first.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "conflict on session {session} in container {container}: {reason} (read at {base}, now {stored})"
+)]
+#[non_exhaustive]
+pub struct Conflict {
+    /// What went wrong.
+    pub reason: ConflictReason,
+    /// The name of the container.
+    pub container: String,
+    /// The fingerprint of the session's key; `-` where the container itself is in conflict.
+    pub session: String,
+    /// The revision this transaction had read.
+    pub base: Revision,
+    /// The revision that was stored meanwhile.
+    pub stored: Revision,
+}
+
+/// What two transactions could not agree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConflictReason {
+    /// The attribute of this name was read and written here, and written elsewhere meanwhile.
+    Attribute(String),
+    /// The session has ended meanwhile.
+    Ended,
+    /// Both created a session under one key.
+    Exists,
+    /// Both changed the settings of the container.
+    Policy,
+    /// The resolver of this name declined, panicked or is not registered.
+    Resolver(String),
+}
+
+impl fmt::Display for ConflictReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConflictReason::Attribute(name) => write!(f, "attribute `{name}` changed"),
+            ConflictReason::Ended => f.write_str("the session has ended"),
+            ConflictReason::Exists => f.write_str("another one was created"),
+            ConflictReason::Policy => f.write_str("its settings changed"),
+            ConflictReason::Resolver(name) => write!(f, "resolver `{name}` found no answer"),
+        }
+    }
+}
+
+/// A limit of a container's [`Policy`](crate::Policy).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitKind {
+    /// `limit`: live sessions in the container.
+    Sessions,
+    /// `session_bytes_max`: bytes of a session's attributes.
+    SessionBytes,
+    /// `attributes_max`: attributes of a session.
+    Attributes,
+    /// `key_bytes_max`: bytes of a key.
+    KeyBytes,
+}
+
+impl fmt::Display for LimitKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LimitKind::Sessions => "sessions in a container",
+            LimitKind::SessionBytes => "bytes in a session",
+            LimitKind::Attributes => "attributes in a session",
+            LimitKind::KeyBytes => "bytes in a key",
+        })
+    }
+}

@@ -1,0 +1,153 @@
+//! What a transaction wants of one session: plain writes, merging writes, a clear.
+//!
+//! A plain write remembers whether it was *checked*, that is, whether the transaction had read the
+//! attribute before it wrote. Only those can conflict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::clock::Time;
+use crate::model::session::{Attribute, Attributes, Name};
+use crate::model::value::{Op, Value};
+
+/// Which attributes of one session a transaction has read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Reads {
+    pub names: BTreeSet<Name>,
+    /// The set of names was read: counts as a read of whatever is written.
+    pub all: bool,
+}
+
+impl Reads {
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.all || self.names.contains(name)
+    }
+
+    pub(crate) fn extend(&mut self, other: &Reads) {
+        self.names.extend(other.names.iter().cloned());
+        self.all |= other.all;
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Write {
+    /// Sets the attribute, or removes it.
+    Put { value: Option<Value>, checked: bool },
+    /// Merges with what is stored, in this order.
+    Merge(Vec<Op>),
+}
+
+/// All that one transaction changes of one session.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Changes {
+    /// Every attribute stored at commit goes; the reads tell which of them were read before.
+    pub clear: Option<Reads>,
+    /// On top of that.
+    pub writes: BTreeMap<Name, Write>,
+    /// The time of the last writing call.
+    pub modified: Option<Time>,
+}
+
+impl Changes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.modified.is_none()
+    }
+
+    /// Whether the transaction sees only its own doing under `name`, so that looking is no read.
+    pub(crate) fn owns(&self, name: &str) -> bool {
+        match self.writes.get(name) {
+            Some(Write::Put { .. }) => true,
+            // What is seen is what was stored, changed: a read.
+            Some(Write::Merge(_)) | None => self.clear.is_some(),
+        }
+    }
+
+    pub(crate) fn put(&mut self, name: &str, value: Option<Value>, reads: &Reads, now: Time) {
+        let checked = match self.writes.get(name) {
+            Some(Write::Put { checked, .. }) => *checked,
+            // A clear has written this attribute already, and remembers whether it was read.
+            Some(Write::Merge(_)) | None => self.clear.is_none() && reads.contains(name),
+        };
+        self.writes.insert(name.into(), Write::Put { value, checked });
+        self.modified = Some(now);
+    }
+
+    /// Adds a merging write; false, with nothing done, if what the transaction sees under the name
+    /// is of the wrong kind.
+    pub(crate) fn merge(&mut self, name: &str, op: Op, base: &Attributes, now: Time) -> bool {
+        let Some(result) = op.apply(self.value(base, name).as_ref()) else { return false };
+        match self.writes.get_mut(name) {
+            Some(Write::Put { value, .. }) => *value = Some(result),
+            Some(Write::Merge(ops)) => {
+                if !ops.last_mut().is_some_and(|last| last.absorb(&op)) {
+                    ops.push(op);
+                }
+            }
+            None => {
+                self.writes.insert(name.into(), Write::Merge(vec![op]));
+            }
+        }
+        self.modified = Some(now);
+        true
+    }
+
+    pub(crate) fn clear(&mut self, reads: &Reads, now: Time) {
+        self.writes.clear();
+        match &mut self.clear {
+            Some(checked) => checked.extend(reads),
+            None => self.clear = Some(reads.clone()),
+        }
+        self.modified = Some(now);
+    }
+
+    /// What the transaction sees under `name`.
+    pub(crate) fn value(&self, base: &Attributes, name: &str) -> Option<Value> {
+        let stored = match self.clear {
+            Some(_) => None,
+            None => base.get(name).map(|a| &a.value),
+        };
+        match self.writes.get(name) {
+            Some(write) => write.apply(stored),
+            None => stored.cloned(),
+        }
+    }
+
+    /// All that the transaction sees. What it writes is at the revision of `base`'s writes no
+    /// more; `stamp` says what it is at instead.
+    pub(crate) fn apply(
+        &self,
+        base: &Attributes,
+        stamp: impl Fn(Value) -> Attribute,
+    ) -> Attributes {
+        let mut attributes = match self.clear {
+            Some(_) => Attributes::new(),
+            None => base.clone(),
+        };
+        for (name, write) in &self.writes {
+            match write.apply(attributes.get(name).map(|a| &a.value)) {
+                Some(value) => attributes.insert(Arc::clone(name), stamp(value)),
+                None => attributes.remove(name),
+            };
+        }
+        attributes
+    }
+}
+
+impl Write {
+    /// What this write makes of what is stored. A merging write that fits it no more leaves it.
+    fn apply(&self, stored: Option<&Value>) -> Option<Value> {
+        match self {
+            Write::Put { value, .. } => value.clone(),
+            Write::Merge(ops) => merge_all(ops, stored).unwrap_or_else(|| stored.cloned()),
+        }
+    }
+}
+
+/// What merging writes make of what is stored; the outer `None` if one of them does not fit it.
+pub(crate) fn merge_all(ops: &[Op], stored: Option<&Value>) -> Option<Option<Value>> {
+    let mut value = stored.cloned();
+    for op in ops {
+        value = Some(op.apply(value.as_ref())?);
+    }
+    Some(value)
+}

@@ -1,0 +1,401 @@
+//! Changes + stored state = new state, or a conflict.
+//!
+//! Three states meet in a merge:
+//!
+//! ```text
+//!              base          what the transaction's snapshot held
+//!             /    \
+//!       stored      proposed = base + changes
+//!             \    /
+//!             merged         stored + changes, where rules and resolvers allow
+//! ```
+//!
+//! The merge is by attribute. Each attribute carries the revision that last wrote it, so whether
+//! somebody else wrote it meanwhile is one comparison: *its stored revision, or absence, is not the
+//! base's*. Where nobody did, the transaction's write simply holds. Where somebody did, a merging
+//! write is applied to what is stored, and for a plain write the rule of the attribute decides.
+//!
+//! Everything here is a pure function of its arguments. Resolvers are called under `catch_unwind`:
+//! whatever goes wrong inside one, the outcome is a conflict.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{ConflictReason, Error};
+use crate::model::change::{Changes, Reads, Write, merge_all};
+use crate::model::clock::Time;
+use crate::model::policy::{Policy, Rule};
+use crate::model::session::{Attribute, Attributes, Name, Record, Revision};
+use crate::model::value::{self, Value};
+
+/// The three states of one attribute, for a resolver. Absent is `None`.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct AttributeMerge<'a> {
+    /// The name of the attribute.
+    pub name: &'a str,
+    /// What the transaction's snapshot held.
+    pub base: Option<&'a Value>,
+    /// What is stored now.
+    pub stored: Option<&'a Value>,
+    /// What the transaction wants there.
+    pub proposed: Option<&'a Value>,
+}
+
+/// The three states of one session, for a resolver.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct SessionMerge<'a> {
+    /// What the transaction's snapshot held.
+    pub base: SessionState<'a>,
+    /// What is stored now.
+    pub stored: SessionState<'a>,
+    /// What the transaction wants there.
+    pub proposed: SessionState<'a>,
+}
+
+/// One state of a session.
+#[derive(Clone, Copy)]
+pub struct SessionState<'a>(&'a Record);
+
+impl SessionState<'_> {
+    /// The value of an attribute; `None` if it is absent or no `T`.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        self.value(name)?.to()
+    }
+
+    /// The encoded value of an attribute.
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.0.attributes.get(name).map(|a| &a.value)
+    }
+
+    /// The names of the attributes, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.attributes.keys().map(|name| &**name)
+    }
+
+    /// When the session was created.
+    pub fn created(&self) -> Time {
+        self.0.created
+    }
+
+    /// When it was last accessed, give or take 30 s.
+    pub fn last_accessed(&self) -> Time {
+        self.0.last_accessed
+    }
+
+    /// When one of its attributes was last written.
+    pub fn last_modified(&self) -> Option<Time> {
+        self.0.last_modified
+    }
+}
+
+impl fmt::Debug for SessionState<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionState({}, {} attributes)", self.0.revision, self.0.attributes.len())
+    }
+}
+
+/// What a resolver answers: one of the three states, another one, or that it cannot say.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Resolution<T> {
+    /// As it was before either of them.
+    Base,
+    /// What is stored stays.
+    Stored,
+    /// What the transaction wants.
+    Proposed,
+    /// This instead.
+    New(T),
+    /// No answer: the transaction conflicts.
+    Decline,
+}
+
+/// Resolves one attribute: a pure function, called again whenever a commit is judged again.
+pub(crate) type AttributeResolver =
+    dyn Fn(&AttributeMerge<'_>) -> Resolution<Option<Value>> + Send + Sync;
+
+/// Resolves one session. The answer replaces all its attributes.
+pub(crate) type SessionResolver =
+    dyn Fn(&SessionMerge<'_>) -> Resolution<BTreeMap<String, Value>> + Send + Sync;
+
+/// The resolvers that the application registered at open, by name.
+#[derive(Clone, Default)]
+pub(crate) struct Resolvers {
+    pub attributes: BTreeMap<String, Arc<AttributeResolver>>,
+    pub sessions: BTreeMap<String, Arc<SessionResolver>>,
+}
+
+/// The name of the shipped resolver for whole sessions.
+pub(crate) const ZOPE_LAST_MODIFIED: &str = "zope_last_modified";
+
+/// What Zope does: the state with the greatest `last_modified` replaces the whole session; none
+/// counts as the beginning of time, and of equals the first of base, stored, proposed holds.
+fn zope_last_modified(merge: &SessionMerge<'_>) -> Resolution<BTreeMap<String, Value>> {
+    let time = |state: &SessionState<'_>| state.last_modified().unwrap_or_default();
+    let (base, stored, proposed) = (time(&merge.base), time(&merge.stored), time(&merge.proposed));
+    if base >= stored && base >= proposed {
+        Resolution::Base
+    } else if stored >= proposed {
+        Resolution::Stored
+    } else {
+        Resolution::Proposed
+    }
+}
+
+/// Why a merge found no new state.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Conflict(ConflictReason),
+    /// A resolver had no answer; the conflict it means names it.
+    Resolver(String, ResolverTrouble),
+    /// The merged session is too large. Trying again will not make it smaller.
+    Limit(Error),
+}
+
+/// What kept a resolver from answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResolverTrouble {
+    /// It was not registered when the store was opened.
+    Missing,
+    /// It panicked.
+    Panicked,
+    /// It declined.
+    Declined,
+}
+
+/// The new state of a session.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    pub record: Record,
+    /// The attributes this transaction wrote while others had changed the session.
+    pub names: Vec<Name>,
+}
+
+/// Everything that a merge depends on besides the three states.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub policy: &'a Policy,
+    pub resolvers: &'a Resolvers,
+}
+
+/// Applies `changes`, made on `base`, to what is stored now.
+///
+/// `required` are attributes that must not have changed although they were not written. Both
+/// records are of one generation; touches and ends are settled before.
+pub(crate) fn merge(
+    base: &Record,
+    stored: &Record,
+    changes: &Changes,
+    required: &Reads,
+    rules: Rules<'_>,
+    revision: Revision,
+) -> Result<Merged, Refusal> {
+    let changed = |name: &str| version(stored, name) != version(base, name);
+    let names = base.attributes.keys().chain(stored.attributes.keys());
+    if let Some(name) = names.clone().find(|name| required.contains(name) && changed(name)) {
+        return Err(Refusal::Conflict(ConflictReason::Attribute(name.to_string())));
+    }
+    if changes.is_empty() {
+        return Ok(Merged { record: stored.clone(), names: Vec::new() });
+    }
+
+    let mut record = stored.clone();
+    record.revision = revision;
+    record.last_modified = stored.last_modified.max(changes.modified);
+    let stamp = |value| Attribute { value, revision };
+    match &rules.policy.resolver {
+        Some(resolver) => {
+            let proposed = Record {
+                attributes: changes.apply(&base.attributes, stamp),
+                last_modified: base.last_modified.max(changes.modified),
+                ..stored.clone()
+            };
+            let differs = |state: &Record| {
+                state.last_modified != base.last_modified
+                    || !values(&state.attributes).eq(values(&base.attributes))
+            };
+            record.attributes = match (differs(stored), differs(&proposed)) {
+                (true, true) => ask_session(resolver, rules, base, stored, &proposed, revision)?,
+                (true, false) => stored.attributes.clone(),
+                (false, _) => proposed.attributes,
+            };
+        }
+        None => {
+            let put = |name: &Name, mine: Option<&Value>, checked| {
+                if !changed(name) {
+                    return Ok(mine.cloned().map(stamp));
+                }
+                settle(name, base, stored, mine, checked, rules, revision)
+            };
+            if let Some(reads) = &changes.clear {
+                // A clear is a removal of every attribute that is stored.
+                for name in names.clone() {
+                    let left = put(name, None, reads.contains(name))?;
+                    replace(&mut record.attributes, name, left);
+                }
+            }
+            for (name, write) in &changes.writes {
+                let left = match write {
+                    Write::Put { value, checked } => put(name, value.as_ref(), *checked)?,
+                    Write::Merge(ops) => {
+                        let current = record.attributes.get(name).map(|a| &a.value);
+                        merge_all(ops, current)
+                            .ok_or_else(|| {
+                                Refusal::Conflict(ConflictReason::Attribute(name.to_string()))
+                            })?
+                            .map(stamp)
+                    }
+                };
+                replace(&mut record.attributes, name, left);
+            }
+        }
+    }
+    rules.policy.check_record(&record).map_err(Refusal::Limit)?;
+
+    let names = match names.clone().any(|name| changed(name)) {
+        true => written(base, stored, changes),
+        false => Vec::new(),
+    };
+    Ok(Merged { record, names })
+}
+
+/// A plain write of an attribute that somebody else has written meanwhile: what its rule says.
+fn settle(
+    name: &Name,
+    base: &Record,
+    stored: &Record,
+    mine: Option<&Value>,
+    checked: bool,
+    rules: Rules<'_>,
+    revision: Revision,
+) -> Result<Option<Attribute>, Refusal> {
+    let base = base.attributes.get(name).map(|a| &a.value);
+    let kept = stored.attributes.get(name);
+    let stored = kept.map(|a| &a.value);
+    let stamp = |value: Value| Attribute { value, revision };
+    let conflict = || Refusal::Conflict(ConflictReason::Attribute(name.to_string()));
+    match rules.policy.rule_of(name) {
+        Rule::Checked if checked => Err(conflict()),
+        Rule::Checked | Rule::LastWriter => Ok(mine.cloned().map(stamp)),
+        Rule::FirstWriter => Ok(kept.cloned()),
+        Rule::Reject => Err(conflict()),
+        Rule::Resolver(resolver) => {
+            let refuse = |trouble| Refusal::Resolver(resolver.clone(), trouble);
+            let resolve = rules.resolvers.attributes.get(resolver);
+            let resolve = resolve.ok_or_else(|| refuse(ResolverTrouble::Missing))?;
+            let states = AttributeMerge { name, base, stored, proposed: mine };
+            match catch_unwind(AssertUnwindSafe(|| resolve(&states))) {
+                Err(_) => Err(refuse(ResolverTrouble::Panicked)),
+                Ok(Resolution::Decline) => Err(refuse(ResolverTrouble::Declined)),
+                Ok(Resolution::Base) => Ok(base.cloned().map(stamp)),
+                Ok(Resolution::Stored) => Ok(kept.cloned()),
+                Ok(Resolution::Proposed) => Ok(mine.cloned().map(stamp)),
+                Ok(Resolution::New(value)) => Ok(value.map(stamp)),
+            }
+        }
+        rule => match mine {
+            Some(mine) => combine(rule, base, stored, mine)
+                .map(|value| Some(stamp(value)))
+                .ok_or_else(conflict),
+            // A rule that makes one value of two has nothing to say about a removal.
+            None if checked => Err(conflict()),
+            None => Ok(None),
+        },
+    }
+}
+
+/// One value of two; `None` if these two cannot be combined so.
+fn combine(
+    rule: &Rule,
+    base: Option<&Value>,
+    stored: Option<&Value>,
+    mine: &Value,
+) -> Option<Value> {
+    let extreme = |wanted| value::extreme(stored.unwrap_or(mine), mine, wanted);
+    match rule {
+        Rule::Sum => value::sum(base, stored, mine),
+        Rule::Max => extreme(Ordering::Greater),
+        Rule::Min => extreme(Ordering::Less),
+        Rule::Union => value::union(base, stored, mine),
+        Rule::Append(cap) => value::append(base, stored, mine, *cap),
+        Rule::Checked | Rule::LastWriter | Rule::FirstWriter | Rule::Reject | Rule::Resolver(_) => {
+            None
+        }
+    }
+}
+
+fn ask_session(
+    resolver: &str,
+    rules: Rules<'_>,
+    base: &Record,
+    stored: &Record,
+    proposed: &Record,
+    revision: Revision,
+) -> Result<Attributes, Refusal> {
+    let refuse = |trouble| Refusal::Resolver(resolver.to_owned(), trouble);
+    let states = SessionMerge {
+        base: SessionState(base),
+        stored: SessionState(stored),
+        proposed: SessionState(proposed),
+    };
+    let answer = match rules.resolvers.sessions.get(resolver) {
+        Some(resolve) => catch_unwind(AssertUnwindSafe(|| resolve(&states)))
+            .map_err(|_| refuse(ResolverTrouble::Panicked))?,
+        None if resolver == ZOPE_LAST_MODIFIED => zope_last_modified(&states),
+        None => return Err(refuse(ResolverTrouble::Missing)),
+    };
+    let restamp = |state: &Record| {
+        let stamped = |(name, a): (&Name, &Attribute)| {
+            (Arc::clone(name), Attribute { value: a.value.clone(), revision })
+        };
+        state.attributes.iter().map(stamped).collect()
+    };
+    match answer {
+        Resolution::Base => Ok(restamp(base)),
+        Resolution::Stored => Ok(restamp(stored)),
+        Resolution::Proposed => Ok(restamp(proposed)),
+        Resolution::New(attributes) => Ok(attributes
+            .into_iter()
+            .map(|(name, value)| (name.into(), Attribute { value, revision }))
+            .collect()),
+        Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
+    }
+}
+
+/// The revision that wrote an attribute, or its absence.
+fn version(record: &Record, name: &str) -> Option<Revision> {
+    record.attributes.get(name).map(|a| a.revision)
+}
+
+fn values(attributes: &Attributes) -> impl Iterator<Item = (&Name, &Value)> {
+    attributes.iter().map(|(name, a)| (name, &a.value))
+}
+
+/// The names that `changes` writes, those of a clear included.
+fn written(base: &Record, stored: &Record, changes: &Changes) -> Vec<Name> {
+    let cleared =
+        changes.clear.iter().flat_map(|_| base.attributes.keys().chain(stored.attributes.keys()));
+    let mut names: Vec<Name> = changes.writes.keys().chain(cleared).cloned().collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn replace(attributes: &mut Attributes, name: &Name, attribute: Option<Attribute>) {
+    match attribute {
+        Some(attribute) => attributes.insert(Arc::clone(name), attribute),
+        None => attributes.remove(name),
+    };
+}
+
+#[cfg(test)]
+#[path = "merge_laws.rs"]
+mod laws;

@@ -1,0 +1,218 @@
+//! The settings of a container: when sessions expire, how many there may be, how writes merge.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, LimitKind};
+use crate::model::key::Key;
+use crate::model::session::Record;
+
+/// What happens when two transactions write the same attribute from the same base.
+///
+/// Merging writes ([`Session::add`](crate::Session::add) and its kin) need no rule: they never
+/// conflict. A rule is asked about plain writes, and only when the attribute has changed since the
+/// transaction's snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// A blind write takes effect after the one that is stored; a write of what was read before
+    /// conflicts, so that no update is lost. The default.
+    #[default]
+    Checked,
+    /// The later commit wins, even over an update it has not seen.
+    LastWriter,
+    /// The first commit stays.
+    FirstWriter,
+    /// What each writer added to its base is added up. Numbers.
+    Sum,
+    /// The greater of both. Numbers or strings.
+    Max,
+    /// The lesser of both. Numbers or strings.
+    Min,
+    /// Sets are joined, and what a writer took out is taken out. Lists.
+    Union,
+    /// What each writer appended is kept, in the order of the commits, and of it the last so many.
+    Append(usize),
+    /// The second writer always conflicts, even if it wrote blindly.
+    Reject,
+    /// A resolver of the application, registered under this name at open.
+    Resolver(String),
+}
+
+/// The settings of a container, stored with it.
+///
+/// ```
+/// use sessile::{Policy, Rule};
+///
+/// let policy = Policy::new()
+///     .timeout_mins(30)
+///     .limit(100_000)
+///     .rule("theme", Rule::LastWriter);
+/// assert_eq!(policy.timeout_secs, 1800);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// Seconds a session lives after its last access, at least. Zero: for ever. Must be a whole
+    /// multiple of the period.
+    pub timeout_secs: u64,
+    /// The length of a timeslice in seconds. A session lives up to one period longer than its
+    /// timeout; in return, accesses within one slice cost one write.
+    pub period_secs: u64,
+    /// How many live sessions there may be. Zero: no limit.
+    pub limit: u64,
+    /// How many bytes the names and encoded values of a session's attributes may have.
+    pub session_bytes_max: usize,
+    /// How many attributes a session may have.
+    pub attributes_max: usize,
+    /// How many bytes a key may have.
+    pub key_bytes_max: usize,
+    /// The merge rules of attributes, by name.
+    pub rules: BTreeMap<String, Rule>,
+    /// The merge rule of every other attribute.
+    pub default_rule: Rule,
+    /// A resolver for whole sessions that replaces the merge by attributes: registered at open
+    /// under this name, or `zope_last_modified`, which is always there.
+    pub resolver: Option<String>,
+    /// The listener, registered at open under this name, that is told of new sessions.
+    pub on_start: Option<String>,
+    /// The listener, registered at open under this name, that is told of ended sessions.
+    pub on_end: Option<String>,
+}
+
+/// Zope's defaults: 20 minutes, cut into slices of 20 seconds, without a limit.
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            timeout_secs: 20 * 60,
+            period_secs: 20,
+            limit: 0,
+            session_bytes_max: 1 << 20,
+            attributes_max: 1_000,
+            key_bytes_max: 255,
+            rules: BTreeMap::new(),
+            default_rule: Rule::Checked,
+            resolver: None,
+            on_start: None,
+            on_end: None,
+        }
+    }
+}
+
+impl Policy {
+    /// The default settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the timeout in minutes; zero: sessions never expire.
+    pub fn timeout_mins(self, mins: u64) -> Self {
+        self.timeout_secs(mins.saturating_mul(60))
+    }
+
+    /// Sets the timeout in seconds; zero: sessions never expire.
+    pub fn timeout_secs(mut self, secs: u64) -> Self {
+        self.timeout_secs = secs;
+        self
+    }
+
+    /// Sets the length of a timeslice.
+    pub fn period_secs(mut self, secs: u64) -> Self {
+        self.period_secs = secs;
+        self
+    }
+
+    /// Sets how many live sessions there may be; zero: no limit.
+    pub fn limit(mut self, sessions: u64) -> Self {
+        self.limit = sessions;
+        self
+    }
+
+    /// Sets how many bytes a session's attributes may have.
+    pub fn session_bytes_max(mut self, bytes: usize) -> Self {
+        self.session_bytes_max = bytes;
+        self
+    }
+
+    /// Sets how many attributes a session may have.
+    pub fn attributes_max(mut self, attributes: usize) -> Self {
+        self.attributes_max = attributes;
+        self
+    }
+
+    /// Sets how many bytes a key may have.
+    pub fn key_bytes_max(mut self, bytes: usize) -> Self {
+        self.key_bytes_max = bytes;
+        self
+    }
+
+    /// Sets the merge rule of one attribute.
+    pub fn rule(mut self, attribute: impl Into<String>, rule: Rule) -> Self {
+        self.rules.insert(attribute.into(), rule);
+        self
+    }
+
+    /// Sets the merge rule of every attribute that has none of its own.
+    pub fn default_rule(mut self, rule: Rule) -> Self {
+        self.default_rule = rule;
+        self
+    }
+
+    /// Sets the resolver for whole sessions.
+    pub fn resolver(mut self, name: impl Into<String>) -> Self {
+        self.resolver = Some(name.into());
+        self
+    }
+
+    /// Sets the listener that is told of new sessions.
+    pub fn on_start(mut self, listener: impl Into<String>) -> Self {
+        self.on_start = Some(listener.into());
+        self
+    }
+
+    /// Sets the listener that is told of ended sessions.
+    pub fn on_end(mut self, listener: impl Into<String>) -> Self {
+        self.on_end = Some(listener.into());
+        self
+    }
+
+    pub(crate) fn rule_of(&self, attribute: &str) -> &Rule {
+        self.rules.get(attribute).unwrap_or(&self.default_rule)
+    }
+
+    /// Refuses settings that mean nothing.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let refuse = |reason| Err(Error::Policy { reason });
+        if self.period_secs == 0 {
+            return refuse("the period must be at least one second".to_owned());
+        }
+        if !self.timeout_secs.is_multiple_of(self.period_secs) {
+            return refuse(format!(
+                "the timeout of {} s is no whole multiple of the period of {} s",
+                self.timeout_secs, self.period_secs
+            ));
+        }
+        if self.key_bytes_max > KEY_BYTES_MAX {
+            return refuse(format!("keys of more than {KEY_BYTES_MAX} bytes cannot be stored"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_key(&self, key: &Key) -> Result<(), Error> {
+        check(LimitKind::KeyBytes, key.as_bytes().len(), self.key_bytes_max)
+    }
+
+    pub(crate) fn check_record(&self, record: &Record) -> Result<(), Error> {
+        check(LimitKind::Attributes, record.attributes.len(), self.attributes_max)?;
+        check(LimitKind::SessionBytes, record.bytes(), self.session_bytes_max)
+    }
+}
+
+/// What a policy may allow at the most: an index row must stay far below a database page's limits.
+const KEY_BYTES_MAX: usize = 1_024;
+
+pub(crate) fn check(limit: LimitKind, found: usize, max: usize) -> Result<(), Error> {
+    if found <= max {
+        return Ok(());
+    }
+    Err(Error::Limit { limit, max: u64::try_from(max).unwrap_or(u64::MAX) })
+}

@@ -1,0 +1,100 @@
+//! A session as it is stored: named values, each with the revision that wrote it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::clock::Time;
+use crate::model::policy::Policy;
+use crate::model::timeslice::{self, Touch};
+use crate::model::value::Value;
+
+/// The number of a commit. It grows, and no number is used twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub(crate) u64);
+
+impl Revision {
+    /// The plain number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn next(self) -> Revision {
+        Revision(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+/// What tells one generation of a key from the next: 128 random bits, never reused, no secret.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub(crate) u128);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({self})")
+    }
+}
+
+/// The name of an attribute, shared by every version of the session that has it.
+pub(crate) type Name = Arc<str>;
+
+/// One named value, and the revision that last wrote it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attribute {
+    pub value: Value,
+    pub revision: Revision,
+}
+
+pub(crate) type Attributes = BTreeMap<Name, Attribute>;
+
+/// One session as one commit left it. Shared and never changed: a change makes another.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub id: SessionId,
+    /// The last commit that changed anything here, touches included.
+    pub revision: Revision,
+    pub created: Time,
+    /// For show: rewritten only when more than 30 s old.
+    pub last_accessed: Time,
+    pub last_modified: Option<Time>,
+    /// The end of the timeslice of the last access. It alone decides expiry.
+    pub slice_end: Time,
+    /// The bucket that holds this session: an expiry in seconds, or [`timeslice::NEVER`].
+    // Invariant: never later than the expiry under the policy that the session was filed by.
+    pub bucket: u64,
+    pub attributes: Attributes,
+}
+
+impl Record {
+    /// Whether the session's time is over under `policy`.
+    pub(crate) fn is_expired(&self, policy: &Policy, now: Time) -> bool {
+        timeslice::expiry(self.slice_end, policy).is_some_and(|expiry| expiry <= now)
+    }
+
+    /// Notes an access that another transaction made: the later time holds.
+    pub(crate) fn touch(&mut self, touch: Touch) {
+        self.slice_end = self.slice_end.max(touch.slice_end);
+        self.last_accessed = self.last_accessed.max(touch.last_accessed);
+    }
+
+    /// Files the session under the bucket of its expiry.
+    pub(crate) fn file(&mut self, policy: &Policy) {
+        self.bucket = timeslice::bucket(self.slice_end, policy);
+    }
+
+    /// What the attributes weigh against the limit: the bytes of their names and encoded values.
+    pub(crate) fn bytes(&self) -> usize {
+        self.attributes.iter().map(|(name, a)| name.len() + a.value.as_bytes().len()).sum()
+    }
+}

@@ -1,0 +1,602 @@
+//! Validate, merge, hand to the engine, publish: the one way to change a store.
+//!
+//! Clients put what they want into a bounded queue and wait. One thread, the committer, takes all
+//! that is queued and makes one batch of it:
+//!
+//! ```text
+//!   clients           committer                                engine      clients
+//!   ------->  queue   judge each   stage      apply ---------> durable
+//!   ------->  =====>  against the  pre-images                     |
+//!   ------->          state now    in the map  publish <----------+
+//!                        |                        |
+//!                        +-- conflicts fail alone +-- replies ------------> awake
+//!                                                 +-- ends to the courier
+//! ```
+//!
+//! *Judge*: the committer knows the newest state, which earlier transactions of the same batch are
+//! part of. It takes one time for the batch, applies a transaction's touches, asks whether what it
+//! writes has ended or expired meanwhile, and merges (`model/merge.rs`). A transaction that cannot
+//! be merged gets its conflict and leaves nothing behind; the others do not notice.
+//!
+//! *Stage*: before the engine is told anything, the map of versions holds what is replaced, so that
+//! a reader who looks while the tables change still finds what its snapshot saw.
+//!
+//! *Publish*: only now do new transactions see the batch. Nothing is visible before it is durable.
+//!
+//! Housekeeping goes the same way: a sweep is a client that asks for sessions to be ended, and
+//! the committer looks for itself whether their time is really over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+
+use crate::engine::{Batch, Commit, Engine};
+use crate::error::{Conflict, ConflictReason, Error, LimitKind};
+use crate::model::clock::Time;
+use crate::model::container::{ContainerId, ContainerState, Place};
+use crate::model::key::Key;
+use crate::model::merge::{Refusal, Rules, merge};
+use crate::model::policy::Policy;
+use crate::model::session::{Record, Revision};
+use crate::model::timeslice;
+use crate::store::core::Core;
+use crate::store::draft::Draft;
+use crate::store::events::Event;
+use crate::store::listeners::{EndBatch, EndReason, EndedSession};
+use crate::store::outcome::{EndedInfo, MergedSession, Reply, Report};
+use crate::store::stats::Counters;
+use crate::store::versions::first_row;
+
+/// Something for the committer to do.
+pub(crate) struct Request {
+    pub work: Work,
+    pub reply: Reply,
+}
+
+pub(crate) enum Work {
+    Transaction(Intent),
+    /// Makes a container, if there is none of this name.
+    Make {
+        name: Arc<str>,
+        policy: Arc<Policy>,
+    },
+    /// Ends what has expired of these rows of the expiry index, and files the rest anew.
+    Sweep {
+        container: ContainerId,
+        rows: Vec<(u64, Key)>,
+    },
+    /// The same for sessions whose buckets may be too late. They lie from the key `from` on, and
+    /// `next` says where those lie that are not among them.
+    Refile {
+        container: ContainerId,
+        from: Key,
+        keys: Vec<Key>,
+        next: Option<Key>,
+    },
+}
+
+impl Work {
+    /// Whether this may cause ends whose listeners fall behind. Single ends pass: a logout must
+    /// not wait for a listener.
+    pub(crate) fn ends_sessions(&self) -> bool {
+        match self {
+            Work::Sweep { .. } | Work::Refile { .. } => true,
+            Work::Transaction(intent) => intent.ends() > 1,
+            Work::Make { .. } => false,
+        }
+    }
+}
+
+/// What a transaction wants.
+pub(crate) struct Intent {
+    pub drafts: BTreeMap<Place, Draft>,
+    pub policies: BTreeMap<ContainerId, PolicyChange>,
+}
+
+pub(crate) struct PolicyChange {
+    pub policy: Arc<Policy>,
+    /// The policy that the transaction saw.
+    pub base: Revision,
+}
+
+impl Intent {
+    fn ends(&self) -> usize {
+        self.drafts.values().flat_map(|draft| &draft.lives).filter(|life| life.ended).count()
+    }
+}
+
+/// How many requests become one batch at the most.
+const BATCH_MAX: usize = 1_024;
+
+/// Runs until the queue is closed and empty.
+pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
+    while let Ok(first) = queue.recv() {
+        let mut requests = vec![first];
+        requests.extend(queue.try_iter().take(BATCH_MAX - 1));
+        core.there_is_room();
+        commit(core, engine, requests);
+        core.tidy();
+    }
+}
+
+/// Makes one batch of the requests and answers them.
+fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
+    if let Some(error) = core.fence.get() {
+        return requests.into_iter().for_each(|request| request.reply.send(Err(fenced(error))));
+    }
+    let mut round = Round::new(core);
+    let verdicts: Vec<_> =
+        requests.into_iter().map(|Request { work, reply }| (reply, round.judge(work))).collect();
+    let Round { now, commits, replaced, ended, started, revision, made, .. } = round;
+    if !commits.is_empty() {
+        for commit in &commits {
+            core.versions.stage(commit, &replaced);
+        }
+        let batch = Batch { time: now, commits };
+        if let Err(error) = engine.apply(&batch) {
+            core.versions.unstage(core.snapshots.published());
+            let error = core.fence.get_or_init(|| error);
+            // Those who wanted nothing written are as unlucky: they may have seen the batch.
+            return verdicts.into_iter().for_each(|(reply, _)| reply.send(Err(fenced(error))));
+        }
+        if !made.is_empty() {
+            core.names.write().expect("nothing panics while it is held").extend(made);
+        }
+        core.snapshots.publish(revision);
+        let counters = &core.counters;
+        Counters::add(&counters.batches, 1);
+        Counters::add(&counters.commits, batch.commits.len());
+        Counters::add(&counters.started, started);
+        Counters::add(&counters.ended, ended.len());
+        let expired = ended.iter().filter(|(_, reason)| *reason == EndReason::Expired).count();
+        Counters::add(&counters.expired, expired);
+        core.ends.committed(ended);
+    }
+    for (reply, verdict) in verdicts {
+        match &verdict {
+            Ok(report) => Counters::add(&core.counters.merges, report.merged.len()),
+            Err(Error::Conflict(_)) => Counters::add(&core.counters.conflicts, 1),
+            Err(_) => {}
+        }
+        reply.send(verdict);
+    }
+}
+
+/// The error of a store whose storage has failed: the cause is shared by all who ask.
+fn fenced(error: &Error) -> Error {
+    match error {
+        Error::Storage(cause) => Error::Storage(Arc::clone(cause)),
+        Error::Corrupt { table, reason } => Error::Corrupt { table, reason: reason.clone() },
+        _ => Error::Closed,
+    }
+}
+
+/// One batch in the making: the newest state, with what the transactions judged so far have done.
+struct Round<'a> {
+    core: &'a Core,
+    now: Time,
+    /// The revision of the last commit.
+    revision: Revision,
+    commits: Vec<Commit>,
+    /// The sessions that were looked at, as they were before the batch and as they are now.
+    replaced: BTreeMap<Place, Option<Arc<Record>>>,
+    sessions: BTreeMap<Place, Option<Arc<Record>>>,
+    containers: BTreeMap<ContainerId, Arc<ContainerState>>,
+    ended: EndBatch,
+    started: usize,
+    made: Vec<(Arc<str>, ContainerId)>,
+}
+
+/// What one transaction would do, before it is accepted.
+#[derive(Default)]
+struct Outcome {
+    sessions: Vec<(Place, Option<Arc<Record>>)>,
+    containers: BTreeMap<ContainerId, ContainerState>,
+    ends: Vec<(Place, Arc<Record>, EndReason)>,
+    created: BTreeMap<ContainerId, u64>,
+    merged: Vec<MergedSession>,
+}
+
+impl<'a> Round<'a> {
+    fn new(core: &'a Core) -> Self {
+        let containers = core.versions.containers();
+        Round {
+            core,
+            now: core.now(),
+            revision: core.snapshots.published(),
+            commits: Vec::new(),
+            replaced: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            containers: containers.into_iter().map(|state| (state.id, state)).collect(),
+            ended: Vec::new(),
+            started: 0,
+            made: Vec::new(),
+        }
+    }
+
+    fn judge(&mut self, work: Work) -> Result<Report, Error> {
+        let outcome = match work {
+            Work::Transaction(intent) => self.judge_transaction(&intent)?,
+            Work::Make { name, policy } => self.make(name, policy),
+            Work::Sweep { container, rows } => {
+                let mut outcome = Outcome::default();
+                for (bucket, key) in rows {
+                    self.sweep(&mut outcome, (container, key), |record| record.bucket == bucket);
+                }
+                outcome
+            }
+            Work::Refile { container, from, keys, next } => {
+                let mut state = ContainerState::clone(&self.containers[&container]);
+                let mut outcome = Outcome::default();
+                // Somebody shortened the timeout again: the walk has begun anew.
+                if state.refile_from.as_ref() == Some(&from) {
+                    for key in keys {
+                        let policy = Arc::clone(&state.policy);
+                        let late = |record: &Record| {
+                            record.bucket > timeslice::bucket(record.slice_end, &policy)
+                        };
+                        self.sweep(&mut outcome, (container, key), late);
+                    }
+                    state.refile_from = next;
+                    outcome.containers.insert(container, state);
+                }
+                outcome
+            }
+        };
+        Ok(self.accept(outcome))
+    }
+
+    fn judge_transaction(&mut self, intent: &Intent) -> Result<Outcome, Error> {
+        let revision = self.revision.next();
+        let mut outcome = Outcome::default();
+        for (id, change) in &intent.policies {
+            let mut state = ContainerState::clone(&self.containers[id]);
+            if state.policy_revision != change.base {
+                return Err(Error::Conflict(Conflict {
+                    reason: ConflictReason::Policy,
+                    container: state.name.to_string(),
+                    session: "-".to_owned(),
+                    base: change.base,
+                    stored: state.policy_revision,
+                }));
+            }
+            state.set_policy(Arc::clone(&change.policy), revision);
+            outcome.containers.insert(*id, state);
+        }
+        for (place, draft) in &intent.drafts {
+            let state = match outcome.containers.get(&place.0) {
+                Some(state) => state.clone(),
+                None => ContainerState::clone(&self.containers[&place.0]),
+            };
+            let stored = self.session(place)?;
+            let settled =
+                settle(self.core, draft, stored.clone(), &state, place, self.now, revision);
+            let settled = settled.map_err(|unsettled| match unsettled {
+                Unsettled::Refused(error) => error,
+                Unsettled::Expired(error) => {
+                    // Its end is no part of the transaction that found it.
+                    let mut end = Outcome::default();
+                    self.sweep(&mut end, place.clone(), |_| true);
+                    self.accept(end);
+                    error
+                }
+            })?;
+            if settled.record != stored {
+                outcome.sessions.push((place.clone(), settled.record));
+            }
+            let end = |(record, reason)| (place.clone(), record, reason);
+            outcome.ends.extend(settled.ends.into_iter().map(end));
+            outcome.merged.extend(settled.merged);
+            if settled.created > 0 {
+                *outcome.created.entry(place.0).or_default() += settled.created;
+            }
+        }
+        for id in outcome.created.keys() {
+            let policy = match outcome.containers.get(id) {
+                Some(state) => &state.policy,
+                None => &self.containers[id].policy,
+            };
+            let (limit, count) = (policy.limit, counted(&self.containers[id], &outcome));
+            if limit == 0 || count <= limit {
+                continue;
+            }
+            // Make room by ending what is due, which is no part of this transaction. It is judged
+            // again afterwards, under the revision that follows.
+            let mut room = Outcome::default();
+            for key in self.due(*id, &intent.drafts, count - limit)? {
+                self.sweep(&mut room, (*id, key), |_| true);
+            }
+            if room.ends.is_empty() {
+                return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
+            }
+            self.accept(room);
+            return self.judge_transaction(intent);
+        }
+        Ok(outcome)
+    }
+
+    /// Up to `wanted` sessions that have expired and not ended, without those in `except`.
+    fn due(
+        &mut self,
+        id: ContainerId,
+        except: &BTreeMap<Place, Draft>,
+        wanted: u64,
+    ) -> Result<Vec<Key>, Error> {
+        const PAGE: usize = 256;
+        let state = Arc::clone(&self.containers[&id]);
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let pinned = self.core.versions.pin(id, self.core.snapshots.published());
+        let mut due = Vec::new();
+        let mut take = |round: &mut Self, key: Key| -> Result<bool, Error> {
+            let place = (id, key);
+            if !except.contains_key(&place)
+                && let Some(record) = round.session(&place)?
+                && record.is_expired(&state.policy, round.now)
+            {
+                due.push(place.1);
+            }
+            Ok(due.len() >= wanted)
+        };
+        if state.refile_from.is_some() {
+            // Buckets may be too late: only the records tell.
+            let mut from = Some(Key::from(""));
+            while let Some(start) = from {
+                let (rows, next) = pinned.scan(id, &start, PAGE)?;
+                for (key, _) in rows {
+                    if take(self, key)? {
+                        return Ok(due);
+                    }
+                }
+                from = next;
+            }
+        } else {
+            let mut from = Some(first_row());
+            while let Some(start) = from {
+                let (rows, next) = pinned.due(id, self.now.as_secs(), &start, PAGE)?;
+                for (_, key) in rows {
+                    if take(self, key)? {
+                        return Ok(due);
+                    }
+                }
+                from = next;
+            }
+        }
+        Ok(due)
+    }
+
+    fn make(&mut self, name: Arc<str>, policy: Arc<Policy>) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.containers.values().all(|state| state.name != name) {
+            let last = self.containers.keys().next_back().map_or(0, |id| id.0);
+            let id = ContainerId(last + 1);
+            self.made.push((Arc::clone(&name), id));
+            let state = ContainerState {
+                id,
+                name,
+                policy,
+                policy_revision: self.revision.next(),
+                count: 0,
+                refile_from: None,
+            };
+            outcome.containers.insert(id, state);
+        }
+        outcome
+    }
+
+    /// Ends the session at a place if its time is over; files it anew if it lives and is `due`.
+    /// One that cannot be read is left alone: it must not keep others from ending.
+    fn sweep(&mut self, outcome: &mut Outcome, place: Place, due: impl Fn(&Record) -> bool) {
+        let Ok(Some(record)) = self.session(&place) else { return };
+        if !due(&record) {
+            return;
+        }
+        let policy = &self.containers[&place.0].policy;
+        if record.is_expired(policy, self.now) {
+            outcome.sessions.push((place.clone(), None));
+            outcome.ends.push((place, record, EndReason::Expired));
+        } else {
+            let mut filed = Record::clone(&record);
+            filed.file(policy);
+            filed.revision = self.revision.next();
+            if filed.bucket != record.bucket {
+                outcome.sessions.push((place, Some(Arc::new(filed))));
+            }
+        }
+    }
+
+    /// The session at a place as the batch has left it so far.
+    fn session(&mut self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        if let Some(session) = self.sessions.get(place) {
+            return Ok(session.clone());
+        }
+        let session = self.core.versions.newest(place)?;
+        self.replaced.insert(place.clone(), session.clone());
+        self.sessions.insert(place.clone(), session.clone());
+        Ok(session)
+    }
+
+    /// Makes an outcome part of the batch.
+    fn accept(&mut self, mut outcome: Outcome) -> Report {
+        let places = outcome.ends.iter().map(|(place, ..)| place.0);
+        let touched = places.chain(outcome.created.keys().copied()).collect::<Vec<_>>();
+        for id in touched {
+            let state = Arc::clone(&self.containers[&id]);
+            outcome.containers.entry(id).or_insert_with(|| ContainerState::clone(&state));
+        }
+        if outcome.sessions.is_empty() && outcome.containers.is_empty() {
+            return Report::nothing(self.revision);
+        }
+        self.revision = self.revision.next();
+        let counts: Vec<_> =
+            outcome.containers.values().map(|state| (state.id, counted(state, &outcome))).collect();
+        for (id, count) in counts {
+            if let Some(state) = outcome.containers.get_mut(&id) {
+                state.count = count;
+            }
+        }
+        let mut report = Report::nothing(self.revision);
+        report.merged = outcome.merged;
+        let mut ended = Vec::new();
+        for (place, record, reason) in outcome.ends {
+            let state = &outcome.containers[&place.0];
+            report.ended.push(EndedInfo {
+                container: state.name.to_string(),
+                key: place.1.clone(),
+                id: record.id,
+                reason,
+            });
+            let session = EndedSession {
+                container: Arc::clone(&state.name),
+                key: place.1,
+                expiry: timeslice::bucket(record.slice_end, &state.policy),
+                listener: state.policy.on_end.clone(),
+                record,
+            };
+            ended.push((Arc::new(session), reason));
+        }
+        ended.sort_by(|(a, _), (b, _)| (a.expiry, &a.key).cmp(&(b.expiry, &b.key)));
+        self.ended.extend(ended);
+        self.started += outcome.created.values().sum::<u64>() as usize;
+        for (place, session) in &outcome.sessions {
+            self.sessions.insert(place.clone(), session.clone());
+        }
+        let containers: Vec<_> = outcome.containers.into_values().map(Arc::new).collect();
+        for state in &containers {
+            self.containers.insert(state.id, Arc::clone(state));
+        }
+        let sessions = outcome.sessions;
+        self.commits.push(Commit { revision: self.revision, sessions, containers });
+        report
+    }
+}
+
+/// How many sessions a container has after an outcome: ends count before creations.
+fn counted(state: &ContainerState, outcome: &Outcome) -> u64 {
+    let ended = outcome.ends.iter().filter(|(place, ..)| place.0 == state.id).count() as u64;
+    let created = outcome.created.get(&state.id).copied().unwrap_or(0);
+    (state.count + created).saturating_sub(ended)
+}
+
+/// What becomes of one key.
+struct Settled {
+    record: Option<Arc<Record>>,
+    ends: Vec<(Arc<Record>, EndReason)>,
+    created: u64,
+    merged: Option<MergedSession>,
+}
+
+enum Unsettled {
+    Refused(Error),
+    /// The session has expired: it is to be ended, and the transaction conflicts.
+    Expired(Error),
+}
+
+/// What becomes of a key under what a transaction wants of it.
+fn settle(
+    core: &Core,
+    draft: &Draft,
+    stored: Option<Arc<Record>>,
+    state: &ContainerState,
+    place: &Place,
+    now: Time,
+    revision: Revision,
+) -> Result<Settled, Unsettled> {
+    let policy = &*state.policy;
+    let conflict = |reason, base: &Record, stored: Option<&Arc<Record>>| {
+        Error::Conflict(Conflict {
+            reason,
+            container: state.name.to_string(),
+            session: place.1.fingerprint(),
+            base: base.revision,
+            stored: stored.map_or(revision, |record| record.revision),
+        })
+    };
+    let mut settled = Settled { record: stored, ends: Vec::new(), created: 0, merged: None };
+    for life in &draft.lives {
+        if life.created_here {
+            match settled.record.take() {
+                Some(other) if other.is_expired(policy, now) => {
+                    settled.ends.push((other, EndReason::Expired));
+                }
+                Some(other) => {
+                    let error = conflict(ConflictReason::Exists, &life.base, Some(&other));
+                    return Err(Unsettled::Refused(error));
+                }
+                None => {}
+            }
+            let mut record = life.proposed(revision);
+            record.file(policy);
+            policy.check_record(&record).map_err(Unsettled::Refused)?;
+            settled.created += 1;
+            let record = Arc::new(record);
+            match life.ended {
+                true => settled.ends.push((record, EndReason::Invalidated)),
+                false => settled.record = Some(record),
+            }
+            continue;
+        }
+        let same = settled.record.as_ref().filter(|record| record.id == life.base.id);
+        let Some(stored) = same else {
+            match life.demands() {
+                true => {
+                    let error =
+                        conflict(ConflictReason::Ended, &life.base, settled.record.as_ref());
+                    return Err(Unsettled::Refused(error));
+                }
+                // Touches of what has ended are dropped.
+                false => continue,
+            }
+        };
+        let mut touched = Record::clone(stored);
+        if let Some(touch) = life.touch {
+            touched.touch(touch);
+        }
+        if touched.is_expired(policy, now) {
+            match life.demands() {
+                true => {
+                    let error = conflict(ConflictReason::Ended, &life.base, Some(stored));
+                    return Err(Unsettled::Expired(error));
+                }
+                false => continue,
+            }
+        }
+        if life.ended {
+            // An end beats every write; its own show in the last data.
+            let stamp = |value| crate::model::session::Attribute { value, revision };
+            touched.attributes = life.changes.apply(&touched.attributes, stamp);
+            touched.last_modified = touched.last_modified.max(life.changes.modified);
+            settled.record = None;
+            settled.ends.push((Arc::new(touched), EndReason::Invalidated));
+            continue;
+        }
+        let rules = Rules { policy, resolvers: &core.resolvers };
+        let merged = merge(&life.base, &touched, &life.changes, &life.required, rules, revision);
+        let merged = merged.map_err(|refusal| {
+            Unsettled::Refused(match refusal {
+                Refusal::Conflict(reason) => conflict(reason, &life.base, Some(stored)),
+                Refusal::Resolver(resolver, trouble) => {
+                    let event = Event::ResolverFailed { resolver: resolver.clone(), trouble };
+                    core.event(&event);
+                    conflict(ConflictReason::Resolver(resolver), &life.base, Some(stored))
+                }
+                Refusal::Limit(error) => error,
+            })
+        })?;
+        if !merged.names.is_empty() {
+            settled.merged = Some(MergedSession {
+                container: state.name.to_string(),
+                key: place.1.clone(),
+                base: life.base.revision,
+                stored: stored.revision,
+                attributes: merged.names.iter().map(|name| name.to_string()).collect(),
+            });
+        }
+        let mut record = merged.record;
+        if record != **stored {
+            record.revision = revision;
+            settled.record = Some(Arc::new(record));
+        }
+    }
+    Ok(settled)
+}

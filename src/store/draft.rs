@@ -1,0 +1,183 @@
+//! What one transaction has done to one key so far.
+//!
+//! A key may live several lives in one transaction: the one that the snapshot holds is ended, a new
+//! one is created, ended, created again. A *draft* is the list of them; only the last can live.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::model::change::{Changes, Reads};
+use crate::model::clock::Time;
+use crate::model::policy::Policy;
+use crate::model::session::{Attributes, Name, Record, Revision, SessionId};
+use crate::model::timeslice::{self, Touch};
+use crate::model::value::Value;
+
+/// One generation of a key, as a transaction wants it.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    /// What the changes were made on: the snapshot's record; an empty one if created here.
+    pub base: Arc<Record>,
+    pub created_here: bool,
+    pub changes: Changes,
+    pub reads: Reads,
+    /// What must not have changed at commit although it was not written.
+    pub required: Reads,
+    pub touch: Option<Touch>,
+    pub ended: bool,
+}
+
+impl Life {
+    pub(crate) fn found(base: Arc<Record>) -> Self {
+        Life {
+            base,
+            created_here: false,
+            changes: Changes::default(),
+            reads: Reads::default(),
+            required: Reads::default(),
+            touch: None,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn created(id: SessionId, now: Time, policy: &Policy) -> Self {
+        let base = Record {
+            id,
+            revision: Revision::default(),
+            created: now,
+            last_accessed: now,
+            last_modified: None,
+            slice_end: timeslice::slice_end(now, policy),
+            bucket: timeslice::NEVER,
+            attributes: Attributes::new(),
+        };
+        Life { created_here: true, ..Life::found(Arc::new(base)) }
+    }
+
+    /// The times of the session with this transaction's own accesses, and no attributes.
+    fn times(&self) -> Record {
+        let mut times = Record { attributes: Attributes::new(), ..*self.base };
+        times.last_modified = times.last_modified.max(self.changes.modified);
+        if let Some(touch) = self.touch {
+            times.touch(touch);
+        }
+        times
+    }
+
+    pub(crate) fn is_live(&self, policy: &Policy, now: Time) -> bool {
+        !self.ended && !self.times().is_expired(policy, now)
+    }
+
+    /// Notes an access: it lengthens the life.
+    pub(crate) fn access(&mut self, policy: &Policy, now: Time) {
+        if let Some(touch) = timeslice::access(&self.times(), policy, now) {
+            self.touch = Some(touch);
+        }
+    }
+
+    /// Notes a use for show: it lengthens nothing.
+    pub(crate) fn touch(&mut self, now: Time) {
+        let times = self.times();
+        let last_accessed = timeslice::last_accessed(times.last_accessed, now);
+        if last_accessed != times.last_accessed {
+            self.touch = Some(Touch { slice_end: times.slice_end, last_accessed });
+        }
+    }
+
+    pub(crate) fn last_accessed(&self) -> Time {
+        self.times().last_accessed
+    }
+
+    pub(crate) fn last_modified(&self) -> Option<Time> {
+        self.times().last_modified
+    }
+
+    pub(crate) fn expires(&self, policy: &Policy) -> Option<Time> {
+        timeslice::expiry(self.times().slice_end, policy)
+    }
+
+    /// Reads one attribute.
+    pub(crate) fn read(&mut self, name: &str) -> Option<Value> {
+        if !self.changes.owns(name) {
+            self.reads.names.insert(name.into());
+        }
+        self.changes.value(&self.base.attributes, name)
+    }
+
+    /// Reads which attributes there are.
+    pub(crate) fn read_names(&mut self) -> BTreeSet<Name> {
+        self.reads.all = true;
+        self.attributes().into_keys().collect()
+    }
+
+    /// All that the transaction sees, without reading it.
+    pub(crate) fn attributes(&self) -> Attributes {
+        let stamp =
+            |value| crate::model::session::Attribute { value, revision: self.base.revision };
+        self.changes.apply(&self.base.attributes, stamp)
+    }
+
+    /// The session as it would be stored if nobody else had changed it.
+    pub(crate) fn proposed(&self, revision: Revision) -> Record {
+        let stamp = |value| crate::model::session::Attribute { value, revision };
+        let attributes = self.changes.apply(&self.base.attributes, stamp);
+        Record { attributes, revision, ..self.times() }
+    }
+
+    /// Whether it matters to this transaction that the session still lives at commit.
+    pub(crate) fn demands(&self) -> bool {
+        self.ended
+            || !self.changes.is_empty()
+            || self.required.all
+            || !self.required.names.is_empty()
+    }
+
+    fn has_effect(&self) -> bool {
+        self.created_here || self.touch.is_some() || self.demands()
+    }
+}
+
+/// All that one transaction has done to one key.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    /// The first one is the snapshot's, if it holds one, live or expired.
+    pub lives: Vec<Life>,
+}
+
+impl Draft {
+    pub(crate) fn new(base: Option<Arc<Record>>) -> Self {
+        Draft { lives: base.into_iter().map(Life::found).collect() }
+    }
+
+    /// Whether the snapshot holds an unended session here.
+    pub(crate) fn has_base(&self) -> bool {
+        self.lives.first().is_some_and(|life| !life.created_here)
+    }
+
+    /// The session that the transaction sees here.
+    pub(crate) fn live(&self, policy: &Policy, now: Time) -> Option<&Life> {
+        self.lives.last().filter(|life| life.is_live(policy, now))
+    }
+
+    pub(crate) fn live_mut(&mut self, policy: &Policy, now: Time) -> Option<&mut Life> {
+        self.lives.last_mut().filter(|life| life.is_live(policy, now))
+    }
+
+    pub(crate) fn generation(&mut self, id: SessionId) -> Option<&mut Life> {
+        self.lives.iter_mut().find(|life| life.base.id == id)
+    }
+
+    pub(crate) fn has_effect(&self) -> bool {
+        self.lives.iter().any(Life::has_effect)
+    }
+
+    /// Takes over what was read after a savepoint that is rolled back to: reads stay reads.
+    pub(crate) fn keep_reads(&mut self, later: &Draft) {
+        for life in &mut self.lives {
+            if let Some(later) = later.lives.iter().find(|l| l.base.id == life.base.id) {
+                life.reads.extend(&later.reads);
+                life.required.extend(&later.required);
+            }
+        }
+    }
+}

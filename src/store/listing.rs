@@ -1,0 +1,143 @@
+//! Walks through the sessions that a transaction sees, a page at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::model::container::ContainerId;
+use crate::model::key::Key;
+use crate::model::session::{Record, SessionId};
+use crate::store::session::Session;
+use crate::store::transaction::Inner;
+use crate::store::versions::{Pinned, first_row};
+
+const PAGE: usize = 256;
+
+/// A walk through one container. Holds a view of the tables for as long as it lives.
+pub(crate) struct Listing {
+    inner: Arc<Inner>,
+    container: ContainerId,
+    pinned: Pinned,
+    /// What the snapshot holds, if anything, of the keys that come next.
+    page: VecDeque<(Key, Option<Arc<Record>>)>,
+    /// Where the next page begins; `None` once the walk has ended.
+    next: Option<Key>,
+}
+
+impl Listing {
+    pub(crate) fn new(inner: &Arc<Inner>, container: ContainerId) -> Result<Self, Error> {
+        let pinned = inner.core.versions.pin(container, inner.snapshot.revision());
+        inner.check_age()?;
+        let (page, next) = (VecDeque::new(), Some(Key::from("")));
+        Ok(Listing { inner: Arc::clone(inner), container, pinned, page, next })
+    }
+
+    /// How many of the snapshot's sessions have expired by now, without those that this
+    /// transaction has touched.
+    pub(crate) fn expired(&self) -> Result<u64, Error> {
+        let (state, policy) = self.inner.policy(self.container)?;
+        let drafted = self.inner.drafted(self.container)?;
+        let now = self.inner.core.now();
+        let is_expired =
+            |key: &Key, record: &Record| record.is_expired(&policy, now) && !drafted.contains(key);
+        let mut expired = 0;
+        // A bucket may be later than the expiry under a policy it was not filed by.
+        if state.refile_from.is_some() || policy.timeout_secs != state.policy.timeout_secs {
+            let mut from = Some(Key::from(""));
+            while let Some(start) = from {
+                let (rows, next) = self.pinned.scan(self.container, &start, PAGE)?;
+                expired += rows.iter().filter(|(key, record)| is_expired(key, record)).count();
+                from = next;
+            }
+        } else {
+            let mut from = Some(first_row());
+            while let Some(start) = from {
+                let (rows, next) = self.pinned.due(self.container, now.as_secs(), &start, PAGE)?;
+                for (_, key) in rows {
+                    let record = self.pinned.read(self.container, &key)?;
+                    expired += usize::from(record.is_some_and(|record| is_expired(&key, &record)));
+                }
+                from = next;
+            }
+        }
+        Ok(expired as u64)
+    }
+
+    fn fill(&mut self) -> Result<(), Error> {
+        let Some(from) = self.next.take() else { return Ok(()) };
+        let (rows, next) = self.pinned.scan(self.container, &from, PAGE)?;
+        let mut page: BTreeMap<_, _> =
+            rows.into_iter().map(|(key, record)| (key, Some(record))).collect();
+        for key in self.inner.drafted(self.container)? {
+            if key >= from && next.as_ref().is_none_or(|next| key < *next) {
+                page.entry(key).or_insert(None);
+            }
+        }
+        (self.page, self.next) = (page.into_iter().collect(), next);
+        Ok(())
+    }
+
+    fn try_next(&mut self) -> Result<Option<(Key, SessionId)>, Error> {
+        loop {
+            let Some((key, base)) = self.page.pop_front() else {
+                if self.next.is_none() {
+                    return Ok(None);
+                }
+                self.fill()?;
+                continue;
+            };
+            let (_, policy) = self.inner.policy(self.container)?;
+            let place = (self.container, key);
+            if let Some(id) = self.inner.sees(&place, base.as_ref(), &policy)? {
+                return Ok(Some((place.1, id)));
+            }
+        }
+    }
+
+    /// The next live session. An error ends the walk.
+    fn step(&mut self) -> Option<Result<(Key, SessionId), Error>> {
+        let step = self.try_next().transpose();
+        if let None | Some(Err(_)) = step {
+            self.page.clear();
+            self.next = None;
+        }
+        step
+    }
+}
+
+/// The keys of a container's live sessions; see [`Transaction::keys`](crate::Transaction::keys).
+pub struct Keys(pub(crate) Listing);
+
+impl Iterator for Keys {
+    type Item = Result<Key, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.0.step()?.map(|(key, _)| key))
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+/// A container's live sessions; see [`Transaction::iter`](crate::Transaction::iter).
+pub struct Sessions(pub(crate) Listing);
+
+impl Iterator for Sessions {
+    type Item = Result<Session, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.0.step()?;
+        let Listing { inner, container, .. } = &self.0;
+        Some(step.map(|(key, id)| Session::new(Arc::clone(inner), (*container, key), id)))
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sessions")
+    }
+}

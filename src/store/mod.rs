@@ -1,0 +1,407 @@
+//! How it changes: together, once, durably.
+//!
+//! Containers, transactions, snapshots, the merge at commit, limits, expiry, listeners. Deliberately
+//! absent: where the bytes lie (that is `engine`), and cookies (that is a web layer's).
+
+mod chance;
+mod commit;
+mod container;
+mod core;
+mod draft;
+mod events;
+mod housekeeper;
+mod listeners;
+mod listing;
+mod options;
+mod outcome;
+mod session;
+mod snapshots;
+mod stats;
+mod threads;
+mod transaction;
+mod versions;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::engine::{Engine, Recovered};
+use crate::error::Error;
+use crate::model::clock::StoreTime;
+use crate::model::policy::Policy;
+use crate::store::chance::Chance;
+use crate::store::commit::Work;
+use crate::store::core::Core;
+use crate::store::listeners::Ends;
+use crate::store::snapshots::Snapshots;
+use crate::store::stats::Counters;
+use crate::store::versions::Versions;
+
+pub use container::Container;
+pub use events::Event;
+pub use housekeeper::Swept;
+pub use listeners::{EndReason, EndedSession, ListenerError};
+pub use listing::{Keys, Sessions};
+pub use options::Options;
+pub use outcome::{Commit, EndedInfo, MergedSession, Report};
+pub use session::Session;
+pub use stats::Stats;
+pub use transaction::{Savepoint, Transaction};
+
+/// A session store. Cheap to clone; all clones are one store, closed with the last of them.
+///
+/// ```
+/// use sessile::{Policy, Store};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("sessions");
+/// let store = Store::open(&path)?;
+/// let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+///
+/// let report = store.transact(|txn| {
+///     let session = txn.get_or_create(&visitors, "ada")?;
+///     session.insert("name", "Ada Lovelace")?;
+///     session.add("visits", 1)
+/// })?;
+/// assert_eq!(report.attempts, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    core: Arc<Core>,
+    /// Keeps the threads going. `None` in the hands of a listener while the store is closing.
+    running: Option<Arc<Running>>,
+}
+
+/// An open store with its threads. Dropping it closes the store.
+struct Running {
+    core: Arc<Core>,
+    engine: Arc<dyn Engine>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    /// Dropped to stop the housekeeper.
+    housekeeping: Option<Sender<()>>,
+    housekeeper: Option<JoinHandle<()>>,
+    committer: Option<JoinHandle<()>>,
+    courier: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Opens the store in a directory, and makes it if the directory is absent or empty. For
+    /// everything else see [`Options`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Options::new().open(path)
+    }
+
+    /// Makes a store in a directory that is absent or empty.
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::create`].
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Options::new().create(path)
+    }
+
+    /// A store in memory, gone with the process.
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::memory`].
+    pub fn memory() -> Result<Self, Error> {
+        Options::new().memory()
+    }
+
+    fn start(
+        options: Options,
+        mut engine: impl Engine + 'static,
+        recovered: Recovered,
+    ) -> Result<Self, Error> {
+        let Recovered { view, revision, time, containers } = recovered;
+        let clock = options.clock;
+        let time = StoreTime::new(time, clock.wall(), clock.elapsed(), options.clock_ahead_max);
+        let snapshots = Arc::new(Snapshots::default());
+        snapshots.publish(revision);
+        let (queue, requests) = bounded(options.bounds.queue_max);
+        let (ends, undelivered) = Ends::new();
+        let names: BTreeMap<_, _> =
+            containers.iter().map(|state| (Arc::clone(&state.name), state.id)).collect();
+        let core = Arc::new(Core {
+            clock,
+            time: Mutex::new(time),
+            chance: Chance::new(options.seed)?,
+            bounds: options.bounds,
+            versions: Versions::new(view, revision, containers),
+            snapshots,
+            names: RwLock::new(names),
+            resolvers: options.resolvers,
+            listeners: options.listeners,
+            ends,
+            events: events::Events::default(),
+            counters: Counters::default(),
+            queue: RwLock::new(Some(queue)),
+            without_room: Mutex::default(),
+            anyone_without_room: false.into(),
+            fence: OnceLock::new(),
+        });
+        let versions = Arc::downgrade(&core);
+        engine.on_checkpoint(Box::new(move |view, revision| {
+            if let Some(core) = versions.upgrade() {
+                core.versions.checkpoint(view, revision);
+            }
+        }));
+        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let running = Arc::new(Running { core, engine, threads: Mutex::new(Threads::default()) });
+        // From here on dropping `running` ends what has been started.
+        let mut threads = lock(&running.threads);
+        let (core, engine) = (Arc::clone(&running.core), Arc::clone(&running.engine));
+        threads.committer =
+            Some(threads::spawn("commit", move || commit::run(&core, &*engine, &requests))?);
+        let (core, store) = (Arc::clone(&running.core), Arc::downgrade(&running));
+        threads.courier = Some(threads::spawn("courier", move || {
+            core.ends.deliver(&undelivered, |session, reason| {
+                deliver(&core, &store, session, reason);
+                core.there_is_room();
+            });
+        })?);
+        if let Some(every) = options.sweep_every {
+            let (stop, stopped) = bounded(0);
+            let core = Arc::clone(&running.core);
+            threads.housekeeping = Some(stop);
+            threads.housekeeper = Some(threads::spawn("housekeeper", move || {
+                housekeeper::run(&core, every, &stopped)
+            })?);
+        }
+        drop(threads);
+        Ok(Store { core: Arc::clone(&running.core), running: Some(running) })
+    }
+
+    /// The container of this name, with the policy that is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoContainer`] if there is none.
+    pub fn container(&self, name: &str) -> Result<Container, Error> {
+        let names = self.core.names.read().expect("nothing panics while it is held");
+        match names.get_key_value(name) {
+            Some((name, id)) => {
+                let core = Arc::clone(&self.core);
+                Ok(Container { core, id: *id, name: Arc::clone(name) })
+            }
+            None => Err(Error::NoContainer { name: name.to_owned() }),
+        }
+    }
+
+    /// The container of this name with this policy: made if there is none, its policy stored if
+    /// it differs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Policy`] if the settings contradict each other, and those of a commit.
+    pub fn container_with(&self, name: &str, policy: Policy) -> Result<Container, Error> {
+        policy.validate()?;
+        let container = match self.container(name) {
+            Ok(container) => container,
+            Err(Error::NoContainer { .. }) => {
+                let policy = Arc::new(policy.clone());
+                self.core.submit(Work::Make { name: name.into(), policy })?;
+                self.container(name)?
+            }
+            Err(error) => return Err(error),
+        };
+        self.transact(|txn| txn.set_policy(&container, policy.clone()))?;
+        Ok(container)
+    }
+
+    /// The containers of the store, by name.
+    pub fn containers(&self) -> Vec<Container> {
+        let names = self.core.names.read().expect("nothing panics while it is held");
+        let container = |(name, id): (&Arc<str>, &_)| Container {
+            core: Arc::clone(&self.core),
+            id: *id,
+            name: Arc::clone(name),
+        };
+        names.iter().map(container).collect()
+    }
+
+    /// Begins a transaction on what is committed now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn begin(&self) -> Result<Transaction, Error> {
+        Transaction::begin(Arc::clone(&self.core))
+    }
+
+    /// Runs a closure in a transaction and commits it. On a conflict the closure **runs again** on
+    /// what is committed then: four attempts in all, after a short random wait. So it should have
+    /// no effect but on the transaction.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let carts = store.container_with("carts", Policy::new())?;
+    /// let report = store.transact(|txn| {
+    ///     let session = txn.get_or_create(&carts, "ada")?;
+    ///     session.update("cart", |cart: &mut Vec<u32>| cart.push(7))?;
+    ///     session.get::<Vec<u32>>("cart")
+    /// })?;
+    /// assert_eq!(report.value, Some(vec![7]));
+    ///
+    /// // An error of your own gives up, and nothing is written.
+    /// let given_up = store.transact(|txn| -> Result<(), Error> {
+    ///     txn.remove(&carts, "ada")?;
+    ///     Err(Error::aborted("changed my mind"))
+    /// });
+    /// assert!(matches!(given_up, Err(Error::Aborted(_))));
+    /// assert_eq!(store.begin()?.len(&carts)?, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the closure returns, and what [`Transaction::commit`] returns after the last attempt.
+    pub fn transact<T>(
+        &self,
+        mut work: impl FnMut(&Transaction) -> Result<T, Error>,
+    ) -> Result<Report<T>, Error> {
+        const RETRIES: u32 = 3;
+        let mut attempt = 1;
+        loop {
+            let txn = self.begin()?;
+            // Handles and values that the closure returns may outlive the transaction.
+            let done = work(&txn).and_then(|value| Ok((value, txn.commit()?)));
+            match done {
+                Ok((value, report)) => return Ok(report.with(value, attempt)),
+                Err(error) if error.is_retryable() && attempt <= RETRIES => {
+                    Counters::add(&self.core.counters.retries, 1);
+                    thread::sleep(self.core.chance.back_off(attempt));
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends what has expired, now. The housekeeper does the same every so often.
+    ///
+    /// # Errors
+    ///
+    /// Those of a commit.
+    pub fn sweep(&self) -> Result<Swept, Error> {
+        housekeeper::sweep(&self.core)
+    }
+
+    /// Returns when every end committed so far has been told to its listener. Within a listener of
+    /// ends it returns at once.
+    pub fn settle(&self) {
+        self.core.ends.settle();
+    }
+
+    /// What happens from now on. Of more than 1,024 events that wait to be received, the newer are
+    /// dropped and counted in [`Stats::events_dropped`]; nobody waits for a receiver.
+    pub fn events(&self) -> Receiver<Event> {
+        self.core.events.subscribe()
+    }
+
+    /// What the store has been doing, and how it stands. Takes no part in commits.
+    pub fn stats(&self) -> Stats {
+        self.core.stats()
+    }
+
+    /// Believes the wall clock, however far ahead it has jumped; see
+    /// [`Event::Clock`](crate::Event). Sessions that it makes expire will have expired.
+    pub fn accept_clock(&self) {
+        let clock = &self.core.clock;
+        lock(&self.core.time).accept(clock.wall(), clock.elapsed());
+    }
+
+    /// Closes the store: commits that are queued are finished, ends are delivered, the files are
+    /// closed. Whoever uses the store afterwards gets [`Error::Closed`]. Dropping the last handle
+    /// does the same without the report.
+    ///
+    /// # Errors
+    ///
+    /// What the storage reports. Everything that was acknowledged is durable all the same.
+    pub fn close(self) -> Result<Stats, Error> {
+        if let Some(running) = &self.running {
+            running.stop()?;
+        }
+        Ok(self.stats())
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store(at {})", self.core.snapshots.published())
+    }
+}
+
+impl Running {
+    /// Ends the threads in the order in which they feed each other.
+    fn stop(&self) -> Result<(), Error> {
+        let Threads { housekeeping, housekeeper, committer, courier } =
+            std::mem::take(&mut *lock(&self.threads));
+        drop(housekeeping);
+        join(housekeeper);
+        // Listeners may still use the store for what has ended so far.
+        self.core.ends.settle();
+        drop(self.core.queue.write().expect("nothing panics while it is held").take());
+        join(committer);
+        self.core.ends.close();
+        join(courier);
+        match self.core.fence.get() {
+            Some(_) => Ok(()),
+            None => self.engine.close(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ = self.stop();
+    }
+}
+
+/// Waits for a thread, unless this is it: a listener may close its store.
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+        // A panic there is a bug that has been printed already.
+        let _ = thread.join();
+    }
+}
+
+/// Tells one end to its listener and to those who receive events.
+fn deliver(
+    core: &Arc<Core>,
+    store: &Weak<Running>,
+    session: &Arc<EndedSession>,
+    reason: EndReason,
+) {
+    core.event(&Event::Ended(Arc::clone(session), reason));
+    let Some(name) = &session.listener else { return };
+    let Some(listener) = core.listeners.on_end.get(name) else {
+        return core.event(&Event::ListenerMissing { listener: name.clone() });
+    };
+    let store = Store { core: Arc::clone(core), running: store.upgrade() };
+    if let Err(event) = listeners::call(name, || listener(&store, session, reason)) {
+        Counters::add(&core.counters.listener_failures, 1);
+        core.event(&event);
+    }
+}
+
+/// Locks what no panic can leave half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

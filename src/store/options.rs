@@ -1,0 +1,220 @@
+//! How to open a store.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::embedded::{Embedded, Mode};
+use crate::engine::memory::Memory;
+use crate::error::Error;
+use crate::model::clock::{Clock, SystemClock};
+use crate::model::merge::{AttributeMerge, Resolution, Resolvers, SessionMerge};
+use crate::model::value::Value;
+use crate::store::core::Bounds;
+use crate::store::listeners::{EndReason, EndedSession, ListenerError, Registered};
+use crate::store::{Session, Store, Transaction};
+
+/// How to open a store: bounds, clock, and the application's resolvers and listeners.
+///
+/// Policies name resolvers and listeners; here is the code behind the names. A policy whose
+/// resolver is not registered conflicts where it would be asked; a missing listener is ignored and
+/// reported as an [`Event`](crate::Event).
+///
+/// ```
+/// use sessile::{Options, Policy};
+///
+/// let store = Options::new()
+///     .on_end("farewell", |_store, session, reason| {
+///         eprintln!("{session:?} {reason}");
+///         Ok(())
+///     })
+///     .memory()?;
+/// let visitors = store.container_with("visitors", Policy::new().on_end("farewell"))?;
+/// # Ok::<(), sessile::Error>(())
+/// ```
+pub struct Options {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock_ahead_max: Duration,
+    pub(crate) seed: Option<u64>,
+    pub(crate) sweep_every: Option<Duration>,
+    pub(crate) bounds: Bounds,
+    pub(crate) resolvers: Resolvers,
+    pub(crate) listeners: Registered,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Options {
+    /// The defaults; each setter names its own.
+    pub fn new() -> Self {
+        Options {
+            clock: Arc::new(SystemClock::new()),
+            clock_ahead_max: Duration::from_secs(24 * 60 * 60),
+            seed: None,
+            sweep_every: Some(Duration::from_secs(1)),
+            bounds: Bounds {
+                queue_max: 1_024,
+                wait_budget: Duration::from_secs(5),
+                snapshot_age_max: Duration::from_secs(60),
+                version_bytes_max: 256 << 20,
+                ends_pending_max: 65_536,
+            },
+            resolvers: Resolvers::default(),
+            listeners: Registered::default(),
+        }
+    }
+
+    /// Opens the store in a directory, and makes it if the directory is absent or empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyOpen`], [`Error::NotAStore`], [`Error::Format`], [`Error::Corrupt`],
+    /// [`Error::Storage`]. Whatever lies there is left as it is.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Store, Error> {
+        self.embedded(path.as_ref(), Mode::Open)
+    }
+
+    /// Makes a store in a directory that is absent or empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyThere`] if there is one, and as for [`open`](Options::open).
+    pub fn create(self, path: impl AsRef<Path>) -> Result<Store, Error> {
+        self.embedded(path.as_ref(), Mode::Create)
+    }
+
+    /// A store in memory: the same in everything, and gone with the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Random`], and [`Error::Storage`] if no thread can be started.
+    pub fn memory(self) -> Result<Store, Error> {
+        let (engine, recovered) = Memory::open();
+        Store::start(self, engine, recovered)
+    }
+
+    fn embedded(self, path: &Path, mode: Mode) -> Result<Store, Error> {
+        let (engine, recovered) = Embedded::open(path, mode)?;
+        Store::start(self, engine, recovered)
+    }
+
+    /// Where the time comes from. Default: the operating system.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// How far the wall clock may jump ahead and be believed. Default: 24 hours.
+    pub fn clock_ahead_max(mut self, max: Duration) -> Self {
+        self.clock_ahead_max = max;
+        self
+    }
+
+    /// Seeds the generator of session ids and back-off, so that a test can be run again. Default:
+    /// the operating system's randomness. Ids are no secrets, but guessable ones help nobody.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// How often the housekeeper looks for expired sessions; `None`: never, call
+    /// [`Store::sweep`]. Default: every second. Sessions expire on time either way; this is about
+    /// when their end is told and their space comes back.
+    pub fn sweep_every(mut self, every: impl Into<Option<Duration>>) -> Self {
+        self.sweep_every = every.into();
+        self
+    }
+
+    /// How many commits may wait for the committer. Default: 1,024.
+    pub fn queue_max(mut self, commits: usize) -> Self {
+        self.bounds.queue_max = commits.max(1);
+        self
+    }
+
+    /// How long a commit tries to get into the full queue before it is [`Error::Busy`]. Default:
+    /// 5 seconds.
+    pub fn wait_budget(mut self, budget: Duration) -> Self {
+        self.bounds.wait_budget = budget;
+        self
+    }
+
+    /// How old a transaction may become before it is [`Error::SnapshotTooOld`]. Default: 60 s.
+    pub fn snapshot_age_max(mut self, age: Duration) -> Self {
+        self.bounds.snapshot_age_max = age;
+        self
+    }
+
+    /// How much memory may be kept for the sake of old transactions, in bytes, before the oldest
+    /// is [`Error::SnapshotTooOld`]. Default: 256 MiB.
+    pub fn version_bytes_max(mut self, bytes: usize) -> Self {
+        self.bounds.version_bytes_max = bytes;
+        self
+    }
+
+    /// Registers a resolver for attributes whose policy has [`Rule::Resolver`](crate::Rule) with
+    /// this name. It must be a pure function.
+    pub fn resolver(
+        mut self,
+        name: impl Into<String>,
+        resolve: impl Fn(&AttributeMerge<'_>) -> Resolution<Option<Value>> + Send + Sync + 'static,
+    ) -> Self {
+        self.resolvers.attributes.insert(name.into(), Arc::new(resolve));
+        self
+    }
+
+    /// Registers a resolver for whole sessions, for policies with a
+    /// [`resolver`](crate::Policy::resolver) of this name. It must be a pure function.
+    pub fn session_resolver(
+        mut self,
+        name: impl Into<String>,
+        resolve: impl Fn(&SessionMerge<'_>) -> Resolution<BTreeMap<String, Value>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.resolvers.sessions.insert(name.into(), Arc::new(resolve));
+        self
+    }
+
+    /// Registers a listener that runs inside the transaction that creates a session, and may use
+    /// it: fill the session, end it, create others. If it fails, what it changed is rolled back and
+    /// the session stays. It runs again when the transaction is run again.
+    pub fn on_start(
+        mut self,
+        name: impl Into<String>,
+        listener: impl Fn(&Transaction, &Session) -> Result<(), ListenerError> + Send + Sync + 'static,
+    ) -> Self {
+        self.listeners.on_start.insert(name.into(), Arc::new(listener));
+        self
+    }
+
+    /// Registers a listener that runs once a session's end is durable, exactly once while the
+    /// process lives, on a thread of the store's, in the order of the commits.
+    pub fn on_end(
+        mut self,
+        name: impl Into<String>,
+        listener: impl Fn(&Store, &EndedSession, EndReason) -> Result<(), ListenerError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.listeners.on_end.insert(name.into(), Arc::new(listener));
+        self
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("clock", &self.clock)
+            .field("sweep_every", &self.sweep_every)
+            .field("bounds", &self.bounds)
+            .finish_non_exhaustive()
+    }
+}

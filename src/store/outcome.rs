@@ -1,0 +1,224 @@
+//! How a commit's verdict reaches the one who waits for it, with or without blocking a thread.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::model::key::Key;
+use crate::model::session::{Revision, SessionId};
+use crate::store::commit::Request;
+use crate::store::core::Core;
+use crate::store::listeners::EndReason;
+use crate::store::lock;
+
+/// What a commit did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report<T = ()> {
+    /// What the closure of [`Store::transact`](crate::Store::transact) returned.
+    pub value: T,
+    /// The number of this commit; of the snapshot, if there was nothing to write.
+    pub revision: Revision,
+    /// The sessions that others had changed meanwhile, and what was merged into them.
+    pub merged: Vec<MergedSession>,
+    /// The sessions that ended in this commit.
+    pub ended: Vec<EndedInfo>,
+    /// How often the closure ran; 1 for a commit without one.
+    pub attempts: u32,
+}
+
+/// A session that others had changed since this transaction's snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergedSession {
+    /// The name of the container.
+    pub container: String,
+    /// The session's key.
+    pub key: Key,
+    /// The revision this transaction had read.
+    pub base: Revision,
+    /// The revision it was merged with.
+    pub stored: Revision,
+    /// The attributes that this transaction wrote, in order.
+    pub attributes: Vec<String>,
+}
+
+/// A session that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndedInfo {
+    /// The name of the container.
+    pub container: String,
+    /// The session's key.
+    pub key: Key,
+    /// Which generation of the key.
+    pub id: SessionId,
+    /// Why.
+    pub reason: EndReason,
+}
+
+impl Report {
+    /// A commit that had nothing to write.
+    pub(crate) fn nothing(revision: Revision) -> Self {
+        Report { value: (), revision, merged: Vec::new(), ended: Vec::new(), attempts: 1 }
+    }
+
+    pub(crate) fn with<T>(self, value: T, attempts: u32) -> Report<T> {
+        let Report { value: (), revision, merged, ended, .. } = self;
+        Report { value, revision, merged, ended, attempts }
+    }
+}
+
+type Verdict = Result<Report, Error>;
+
+#[derive(Default)]
+struct Slot {
+    state: Mutex<SlotState>,
+    decided: Condvar,
+}
+
+#[derive(Default)]
+struct SlotState {
+    verdict: Option<Verdict>,
+    waker: Option<Waker>,
+}
+
+/// The committer's end: takes one verdict. Dropped without one, it says that the store is closed.
+pub(crate) struct Reply(Option<Arc<Slot>>);
+
+/// The other end.
+pub(crate) struct Waiting(Arc<Slot>);
+
+pub(crate) fn slot() -> (Reply, Waiting) {
+    let slot = Arc::<Slot>::default();
+    (Reply(Some(Arc::clone(&slot))), Waiting(slot))
+}
+
+impl Reply {
+    pub(crate) fn send(mut self, verdict: Verdict) {
+        self.decide(verdict);
+    }
+
+    fn decide(&mut self, verdict: Verdict) {
+        let Some(slot) = self.0.take() else { return };
+        let waker = {
+            let mut state = lock(&slot.state);
+            state.verdict = Some(verdict);
+            state.waker.take()
+        };
+        slot.decided.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.decide(Err(Error::Closed));
+    }
+}
+
+impl Waiting {
+    /// Blocks this thread until the verdict is there.
+    pub(crate) fn wait(self) -> Verdict {
+        let mut state = lock(&self.0.state);
+        loop {
+            if let Some(verdict) = state.verdict.take() {
+                return verdict;
+            }
+            state = self.0.decided.wait(state).expect("nothing panics while it is held");
+        }
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<Verdict> {
+        let mut state = lock(&self.0.state);
+        match state.verdict.take() {
+            Some(verdict) => Poll::Ready(verdict),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A commit that is awaited instead of waited for; made by
+/// [`Transaction::commit_async`](crate::Transaction::commit_async).
+///
+/// It needs no particular executor. It is queued by that call, not by the first poll, unless the
+/// queue is full. Dropping it does not take the commit back: it may take effect all the same.
+#[must_use = "a commit that is not awaited may fail unseen"]
+pub struct Commit {
+    state: State,
+}
+
+enum State {
+    /// The queue was full: tried again at each poll, until this reading of elapsed time.
+    Full {
+        core: Arc<Core>,
+        request: Box<Request>,
+        since: Duration,
+        waiting: Waiting,
+    },
+    Queued(Waiting),
+    Decided(Verdict),
+    Taken,
+}
+
+impl Commit {
+    pub(crate) fn decided(verdict: Verdict) -> Self {
+        Commit { state: State::Decided(verdict) }
+    }
+
+    pub(crate) fn queue(core: Arc<Core>, request: Request, waiting: Waiting) -> Self {
+        let state = match core.try_submit(request) {
+            Ok(None) => State::Queued(waiting),
+            Ok(Some(request)) => {
+                let since = core.clock.elapsed();
+                State::Full { core, request: Box::new(request), since, waiting }
+            }
+            Err(error) => State::Decided(Err(error)),
+        };
+        Commit { state }
+    }
+}
+
+impl Future for Commit {
+    type Output = Verdict;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Verdict> {
+        loop {
+            match std::mem::replace(&mut self.state, State::Taken) {
+                State::Taken => return Poll::Ready(Err(Error::TransactionOver)),
+                State::Decided(verdict) => return Poll::Ready(verdict),
+                State::Queued(waiting) => {
+                    let poll = waiting.poll(context);
+                    if poll.is_pending() {
+                        self.state = State::Queued(waiting);
+                    }
+                    return poll;
+                }
+                State::Full { core, request, since, waiting } => {
+                    // Before the attempt, so that room made after it wakes this task.
+                    core.call_when_there_is_room(context.waker());
+                    match core.try_submit(*request) {
+                        Ok(None) => self.state = State::Queued(waiting),
+                        Err(error) => return Poll::Ready(Err(error)),
+                        Ok(Some(request)) => {
+                            if let Some(busy) = core.busy_since(since) {
+                                return Poll::Ready(Err(busy));
+                            }
+                            let request = Box::new(request);
+                            self.state = State::Full { core, request, since, waiting };
+                            return Poll::Pending;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

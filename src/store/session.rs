@@ -1,0 +1,432 @@
+//! A handle to one session within one transaction.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::Place;
+use crate::model::key::Key;
+use crate::model::policy::Policy;
+use crate::model::session::{Revision, SessionId};
+use crate::model::value::{Amount, Op, Value};
+use crate::store::draft::Life;
+use crate::store::transaction::Inner;
+
+/// One session within one transaction: one generation of its key, whoever takes the key later.
+///
+/// A handle is cheap to clone, may be shared between threads, and ends with its transaction. What
+/// is written through it becomes true when the transaction commits.
+///
+/// # What is a read
+///
+/// Two transactions that write the same attribute conflict only if the second has *read* it
+/// before. [`get`](Session::get), [`contains`](Session::contains), [`take`](Session::take) and
+/// [`update`](Session::update) read one attribute; [`keys`](Session::keys), [`len`](Session::len),
+/// [`is_empty`](Session::is_empty) and [`iter`](Session::iter) read them all. Everything else reads
+/// nothing, and neither does reading back what this transaction wrote.
+///
+/// # Errors
+///
+/// Every call but [`key`](Session::key), [`id`](Session::id), [`is_valid`](Session::is_valid) and
+/// [`invalidate`](Session::invalidate) fails with [`Error::Ended`] if this transaction has ended
+/// the session or its time is over; and like all calls on a transaction, with
+/// [`Error::TransactionOver`], [`Error::SnapshotTooOld`] and the errors of the storage.
+#[derive(Clone)]
+pub struct Session {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) place: Place,
+    id: SessionId,
+}
+
+impl Session {
+    pub(crate) fn new(inner: Arc<Inner>, place: Place, id: SessionId) -> Self {
+        Session { inner, place, id }
+    }
+
+    /// What the session is filed under.
+    pub fn key(&self) -> &Key {
+        &self.place.1
+    }
+
+    /// Which generation of the key this is.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Whether the session lives and the transaction too.
+    pub fn is_valid(&self) -> bool {
+        self.with(|_, _| ()).is_ok()
+    }
+
+    /// Reads an attribute; `None` if it is absent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if it is no `T`, and those of every call.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let value = self.value(name)?;
+        value.map(|value| decode(name, &value)).transpose()
+    }
+
+    /// Reads an attribute as it is encoded; `None` if it is absent.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn value(&self, name: &str) -> Result<Option<Value>, Error> {
+        self.with(|life, _| life.read(name))
+    }
+
+    /// Whether there is an attribute of this name. A read.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn contains(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.value(name)?.is_some())
+    }
+
+    /// Sets an attribute to any serde value. Reads nothing: without a read before it this is a
+    /// *blind* write, and of two of those the later commit wins.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
+        self.put(name, Some(encode(name, &value)?))
+    }
+
+    /// Sets an attribute to a value that is encoded already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`], and those of every call.
+    pub fn insert_value(&self, name: &str, value: Value) -> Result<(), Error> {
+        self.put(name, Some(value))
+    }
+
+    /// Removes an attribute. Reads nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        self.put(name, None)
+    }
+
+    /// Reads an attribute and removes it: of two transactions that take it, one gets it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if it is no `T`, in which case it stays; and those of every call.
+    pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let value = self.get(name)?;
+        if value.is_some() {
+            self.remove(name)?;
+        }
+        Ok(value)
+    }
+
+    /// Reads an attribute, or its default, changes it, and writes it back. A concurrent change of
+    /// the attribute is a conflict, so that none is lost.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let carts = store.container_with("carts", Policy::new())?;
+    /// store.transact(|txn| {
+    ///     let session = txn.get_or_create(&carts, "ada")?;
+    ///     session.update("cart", |cart: &mut Vec<String>| cart.push("tea".to_owned()))
+    /// })?;
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn update<T: DeserializeOwned + Serialize + Default>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Error> {
+        let mut value = self.get(name)?.unwrap_or_default();
+        change(&mut value);
+        self.insert(name, &value)
+    }
+
+    /// Sets several attributes. None leaves `last_modified` alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Session::insert); nothing is written then.
+    pub fn extend<K: AsRef<str>, T: Serialize>(
+        &self,
+        attributes: impl IntoIterator<Item = (K, T)>,
+    ) -> Result<(), Error> {
+        let mut encoded = Vec::new();
+        for (name, value) in attributes {
+            let value = encode(name.as_ref(), &value)?;
+            encoded.push((name, value));
+        }
+        if encoded.is_empty() {
+            return self.with(|_, _| ());
+        }
+        self.write(|life, now| {
+            for (name, value) in encoded {
+                life.changes.put(name.as_ref(), Some(value), &life.reads, now);
+            }
+            true
+        })
+        .map(|_| ())
+    }
+
+    /// Removes every attribute that is stored at commit.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn clear(&self) -> Result<(), Error> {
+        self.write(|life, now| {
+            life.changes.clear(&life.reads, now);
+            true
+        })
+        .map(|_| ())
+    }
+
+    /// Adds to a number; absent counts as zero. Merges with concurrent additions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if the attribute is no number or the sum cannot be stored, and those of
+    /// every call.
+    pub fn add(&self, name: &str, amount: impl Into<Amount>) -> Result<(), Error> {
+        self.merge(name, Op::Add(amount.into()), "a number with room for the sum")
+    }
+
+    /// Raises a number or string to `value` if it is less or absent. Merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if the two cannot be compared, and those of every call.
+    pub fn max(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
+        self.merge(name, Op::Max(encode(name, &value)?), "two numbers or two strings")
+    }
+
+    /// Lowers a number or string to `value` if it is greater or absent. Merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if the two cannot be compared, and those of every call.
+    pub fn min(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
+        self.merge(name, Op::Min(encode(name, &value)?), "two numbers or two strings")
+    }
+
+    /// Puts an item into a set: a list without duplicates, in an order of its own. Merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if the attribute is no list, and those of every call.
+    pub fn union(&self, name: &str, item: impl Serialize) -> Result<(), Error> {
+        self.merge(name, Op::Union(vec![encode(name, &item)?]), "a list")
+    }
+
+    /// Appends an item to a list and keeps the last `cap` items. Merges: concurrent items are all
+    /// kept, in the order of the commits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if the attribute is no list, and those of every call.
+    pub fn append(&self, name: &str, item: impl Serialize, cap: usize) -> Result<(), Error> {
+        self.merge(name, Op::Append { items: vec![encode(name, &item)?], cap }, "a list")
+    }
+
+    /// Sets an attribute unless it is there. Merges: of two, the first commit stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn set_if_absent(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
+        self.merge(name, Op::SetIfAbsent(encode(name, &value)?), "anything")
+    }
+
+    /// The names of the attributes, in order. Reads them all.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn keys(&self) -> Result<Vec<String>, Error> {
+        let names = self.with(|life, _| life.read_names())?;
+        Ok(names.iter().map(|name| name.to_string()).collect())
+    }
+
+    /// How many attributes there are. Reads them all.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn len(&self) -> Result<usize, Error> {
+        self.with(|life, _| life.read_names().len())
+    }
+
+    /// Whether there are no attributes. Reads them all.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        Ok(self.len()? == 0)
+    }
+
+    /// The attributes, in the order of their names. Reads them all.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn iter(&self) -> Result<impl Iterator<Item = (String, Value)> + use<>, Error> {
+        let attributes = self.with(|life, _| {
+            life.reads.all = true;
+            life.attributes()
+        })?;
+        Ok(attributes.into_iter().map(|(name, a)| (name.to_string(), a.value)))
+    }
+
+    /// Makes the commit fail if the attribute has changed by then, although it is not written
+    /// here: for a decision that rests on it.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn require(&self, name: &str) -> Result<(), Error> {
+        self.with(|life, _| {
+            life.required.names.insert(name.into());
+        })
+    }
+
+    /// Ends the session; does nothing if it has ended or expired.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call but [`Error::Ended`].
+    pub fn invalidate(&self) -> Result<(), Error> {
+        match self.with(|life, _| life.ended = true) {
+            Ok(()) | Err(Error::Ended) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes that the session is used, for show: `last_accessed` only. Its life is lengthened by
+    /// [`Transaction::get`](crate::Transaction::get).
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn touch(&self) -> Result<(), Error> {
+        self.with(|life, now| life.touch(now))
+    }
+
+    /// When the session was created.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn created(&self) -> Result<Time, Error> {
+        self.with(|life, _| life.base.created)
+    }
+
+    /// When it was last accessed: rewritten only when more than 30 s old.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn last_accessed(&self) -> Result<Time, Error> {
+        self.with(|life, _| life.last_accessed())
+    }
+
+    /// When one of its attributes was last written; `None` if none ever was.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn last_modified(&self) -> Result<Option<Time>, Error> {
+        self.with(|life, _| life.last_modified())
+    }
+
+    /// When its time will be over if nobody accesses it any more; `None`: never.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn expires(&self) -> Result<Option<Time>, Error> {
+        self.with_policy(|life, policy, _| life.expires(policy))
+    }
+
+    fn put(&self, name: &str, value: Option<Value>) -> Result<(), Error> {
+        self.write(|life, now| {
+            life.changes.put(name, value, &life.reads, now);
+            true
+        })
+        .map(|_| ())
+    }
+
+    fn merge(&self, name: &str, op: Op, expected: &'static str) -> Result<(), Error> {
+        let fits = self.write(|life, now| {
+            // What is seen must fit, but seeing it is no read.
+            life.changes.merge(name, op, &life.base.attributes, now)
+        })?;
+        if fits {
+            return Ok(());
+        }
+        let found = self.with(|life, _| life.changes.value(&life.base.attributes, name))?;
+        let found = found.map_or("nothing", |value| value.kind());
+        Err(Error::Type { attribute: name.to_owned(), found, expected })
+    }
+
+    /// Writes, and takes it back if a limit is passed.
+    fn write(&self, work: impl FnOnce(&mut Life, Time) -> bool) -> Result<bool, Error> {
+        self.with_policy(|life, policy, now| {
+            let before = life.changes.clone();
+            let done = work(life, now);
+            // Lists that only merge may pass the limit here and be within it at commit; that they
+            // are told now is what "before anything is written" asks for.
+            let within = policy.check_record(&life.proposed(Revision::default()));
+            if within.is_err() {
+                life.changes = before;
+            }
+            within.map(|()| done)
+        })?
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Life, Time) -> T) -> Result<T, Error> {
+        self.with_policy(|life, _, now| work(life, now))
+    }
+
+    fn with_policy<T>(&self, work: impl FnOnce(&mut Life, &Policy, Time) -> T) -> Result<T, Error> {
+        self.inner.with_draft(&self.place, |draft, policy, now| {
+            let life = draft.generation(self.id).filter(|life| life.is_live(policy, now));
+            Ok(work(life.ok_or(Error::Ended)?, policy, now))
+        })?
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({})", self.place.1.fingerprint())
+    }
+}
+
+fn encode<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Value, Error> {
+    Value::of(value).ok_or_else(|| Error::Encode { attribute: name.to_owned() })
+}
+
+// serde's own message would quote the value.
+fn decode<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, Error> {
+    value.to().ok_or_else(|| Error::Type {
+        attribute: name.to_owned(),
+        found: value.kind(),
+        expected: std::any::type_name::<T>(),
+    })
+}

@@ -1,0 +1,14 @@
+//! The one place where threads are started.
+
+use std::thread::{Builder, JoinHandle};
+
+use crate::error::Error;
+
+/// Starts a thread that carries its task in its name.
+#[expect(clippy::disallowed_methods, reason = "the one place")]
+pub(crate) fn spawn(
+    task: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    Builder::new().name(format!("sessile-{task}")).spawn(work).map_err(Error::storage)
+}
