@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::clock::Time;
-use crate::model::session::{Attribute, Attributes, Name};
+use crate::model::session::{Attribute, Attributes, Name, Revision};
 use crate::model::value::{Op, Value};
 
 /// Which attributes of one session a transaction has read.
@@ -112,20 +112,15 @@ impl Changes {
         }
     }
 
-    /// All that the transaction sees. What it writes is at the revision of `base`'s writes no
-    /// more; `stamp` says what it is at instead.
-    pub(crate) fn apply(
-        &self,
-        base: &Attributes,
-        stamp: impl Fn(Value) -> Attribute,
-    ) -> Attributes {
+    /// All that the transaction sees: `base`, with its own writes at this revision.
+    pub(crate) fn apply(&self, base: &Attributes, revision: Revision) -> Attributes {
         let mut attributes = match self.clear {
             Some(_) => Attributes::new(),
             None => base.clone(),
         };
         for (name, write) in &self.writes {
             match write.apply(attributes.get(name).map(|a| &a.value)) {
-                Some(value) => attributes.insert(Arc::clone(name), stamp(value)),
+                Some(value) => attributes.insert(Arc::clone(name), Attribute { value, revision }),
                 None => attributes.remove(name),
             };
         }

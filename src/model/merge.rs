@@ -19,7 +19,7 @@
 //! whatever goes wrong inside one, the outcome is a conflict.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ConflictReason, Error};
-use crate::model::change::{Changes, Reads, Write, merge_all};
+use crate::model::change::{Changes, Write, merge_all};
 use crate::model::clock::Time;
 use crate::model::policy::{Policy, Rule};
 use crate::model::session::{Attribute, Attributes, Name, Record, Revision};
@@ -186,23 +186,30 @@ pub(crate) struct Rules<'a> {
     pub resolvers: &'a Resolvers,
 }
 
+/// Refuses if one of these attributes has changed, although the transaction does not write it.
+pub(crate) fn require(
+    base: &Record,
+    stored: &Record,
+    required: &BTreeSet<Name>,
+) -> Result<(), Refusal> {
+    match required.iter().find(|name| version(stored, name) != version(base, name)) {
+        Some(name) => Err(Refusal::Conflict(ConflictReason::Attribute(name.to_string()))),
+        None => Ok(()),
+    }
+}
+
 /// Applies `changes`, made on `base`, to what is stored now.
 ///
-/// `required` are attributes that must not have changed although they were not written. Both
-/// records are of one generation; touches and ends are settled before.
+/// Both records are of one generation; touches and ends are settled before.
 pub(crate) fn merge(
     base: &Record,
     stored: &Record,
     changes: &Changes,
-    required: &Reads,
     rules: Rules<'_>,
     revision: Revision,
 ) -> Result<Merged, Refusal> {
     let changed = |name: &str| version(stored, name) != version(base, name);
     let names = base.attributes.keys().chain(stored.attributes.keys());
-    if let Some(name) = names.clone().find(|name| required.contains(name) && changed(name)) {
-        return Err(Refusal::Conflict(ConflictReason::Attribute(name.to_string())));
-    }
     if changes.is_empty() {
         return Ok(Merged { record: stored.clone(), names: Vec::new() });
     }
@@ -214,7 +221,7 @@ pub(crate) fn merge(
     match &rules.policy.resolver {
         Some(resolver) => {
             let proposed = Record {
-                attributes: changes.apply(&base.attributes, stamp),
+                attributes: changes.apply(&base.attributes, revision),
                 last_modified: base.last_modified.max(changes.modified),
                 ..stored.clone()
             };
@@ -398,4 +405,4 @@ fn replace(attributes: &mut Attributes, name: &Name, attribute: Option<Attribute
 
 #[cfg(test)]
 #[path = "merge_laws.rs"]
-mod laws;
+pub(crate) mod laws;

@@ -35,16 +35,16 @@ use crate::engine::{Batch, Commit, Engine};
 use crate::error::{Conflict, ConflictReason, Error, LimitKind};
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
+use crate::model::draft::Draft;
 use crate::model::key::Key;
-use crate::model::merge::{Refusal, Rules, merge};
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision};
 use crate::model::timeslice;
 use crate::store::core::Core;
-use crate::store::draft::Draft;
 use crate::store::events::Event;
 use crate::store::listeners::{EndBatch, EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Reply, Report};
+use crate::store::settle::{Circumstances, Unsettled, settle};
 use crate::store::stats::Counters;
 use crate::store::versions::first_row;
 
@@ -77,13 +77,17 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Whether this may cause ends whose listeners fall behind. Single ends pass: a logout must
-    /// not wait for a listener.
-    pub(crate) fn ends_sessions(&self) -> bool {
+    /// How many ends may be pending for this to be queued; `None` if it causes none. A logout
+    /// has far more room than a sweep: it should not have to wait for a slow listener.
+    pub(crate) fn ends_pending_max(&self, bound: u64) -> Option<u64> {
         match self {
-            Work::Sweep { .. } | Work::Refile { .. } => true,
-            Work::Transaction(intent) => intent.ends() > 1,
-            Work::Make { .. } => false,
+            Work::Sweep { .. } | Work::Refile { .. } => Some(bound),
+            Work::Transaction(intent) => match intent.ends() {
+                0 => None,
+                1 => Some(bound.saturating_mul(16)),
+                _ => Some(bound),
+            },
+            Work::Make { .. } => None,
         }
     }
 }
@@ -101,6 +105,7 @@ pub(crate) struct PolicyChange {
 }
 
 impl Intent {
+    /// How many sessions it ends by request.
     fn ends(&self) -> usize {
         self.drafts.values().flat_map(|draft| &draft.lives).filter(|life| life.ended).count()
     }
@@ -265,15 +270,20 @@ impl<'a> Round<'a> {
             outcome.containers.insert(*id, state);
         }
         for (place, draft) in &intent.drafts {
-            let state = match outcome.containers.get(&place.0) {
-                Some(state) => state.clone(),
-                None => ContainerState::clone(&self.containers[&place.0]),
-            };
             let stored = self.session(place)?;
-            let settled =
-                settle(self.core, draft, stored.clone(), &state, place, self.now, revision);
+            let container = match outcome.containers.get(&place.0) {
+                Some(state) => state,
+                None => &*self.containers[&place.0],
+            };
+            let resolvers = &self.core.resolvers;
+            let circumstances = Circumstances { container, resolvers, now: self.now, revision };
+            let settled = settle(draft, stored.clone(), &place.1, circumstances);
             let settled = settled.map_err(|unsettled| match unsettled {
                 Unsettled::Refused(error) => error,
+                Unsettled::Resolver(resolver, trouble, error) => {
+                    self.core.event(&Event::ResolverFailed { resolver, trouble });
+                    error
+                }
                 Unsettled::Expired(error) => {
                     // Its end is no part of the transaction that found it.
                     let mut end = Outcome::default();
@@ -476,127 +486,4 @@ fn counted(state: &ContainerState, outcome: &Outcome) -> u64 {
     let ended = outcome.ends.iter().filter(|(place, ..)| place.0 == state.id).count() as u64;
     let created = outcome.created.get(&state.id).copied().unwrap_or(0);
     (state.count + created).saturating_sub(ended)
-}
-
-/// What becomes of one key.
-struct Settled {
-    record: Option<Arc<Record>>,
-    ends: Vec<(Arc<Record>, EndReason)>,
-    created: u64,
-    merged: Option<MergedSession>,
-}
-
-enum Unsettled {
-    Refused(Error),
-    /// The session has expired: it is to be ended, and the transaction conflicts.
-    Expired(Error),
-}
-
-/// What becomes of a key under what a transaction wants of it.
-fn settle(
-    core: &Core,
-    draft: &Draft,
-    stored: Option<Arc<Record>>,
-    state: &ContainerState,
-    place: &Place,
-    now: Time,
-    revision: Revision,
-) -> Result<Settled, Unsettled> {
-    let policy = &*state.policy;
-    let conflict = |reason, base: &Record, stored: Option<&Arc<Record>>| {
-        Error::Conflict(Conflict {
-            reason,
-            container: state.name.to_string(),
-            session: place.1.fingerprint(),
-            base: base.revision,
-            stored: stored.map_or(revision, |record| record.revision),
-        })
-    };
-    let mut settled = Settled { record: stored, ends: Vec::new(), created: 0, merged: None };
-    for life in &draft.lives {
-        if life.created_here {
-            match settled.record.take() {
-                Some(other) if other.is_expired(policy, now) => {
-                    settled.ends.push((other, EndReason::Expired));
-                }
-                Some(other) => {
-                    let error = conflict(ConflictReason::Exists, &life.base, Some(&other));
-                    return Err(Unsettled::Refused(error));
-                }
-                None => {}
-            }
-            let mut record = life.proposed(revision);
-            record.file(policy);
-            policy.check_record(&record).map_err(Unsettled::Refused)?;
-            settled.created += 1;
-            let record = Arc::new(record);
-            match life.ended {
-                true => settled.ends.push((record, EndReason::Invalidated)),
-                false => settled.record = Some(record),
-            }
-            continue;
-        }
-        let same = settled.record.as_ref().filter(|record| record.id == life.base.id);
-        let Some(stored) = same else {
-            match life.demands() {
-                true => {
-                    let error =
-                        conflict(ConflictReason::Ended, &life.base, settled.record.as_ref());
-                    return Err(Unsettled::Refused(error));
-                }
-                // Touches of what has ended are dropped.
-                false => continue,
-            }
-        };
-        let mut touched = Record::clone(stored);
-        if let Some(touch) = life.touch {
-            touched.touch(touch);
-        }
-        if touched.is_expired(policy, now) {
-            match life.demands() {
-                true => {
-                    let error = conflict(ConflictReason::Ended, &life.base, Some(stored));
-                    return Err(Unsettled::Expired(error));
-                }
-                false => continue,
-            }
-        }
-        if life.ended {
-            // An end beats every write; its own show in the last data.
-            let stamp = |value| crate::model::session::Attribute { value, revision };
-            touched.attributes = life.changes.apply(&touched.attributes, stamp);
-            touched.last_modified = touched.last_modified.max(life.changes.modified);
-            settled.record = None;
-            settled.ends.push((Arc::new(touched), EndReason::Invalidated));
-            continue;
-        }
-        let rules = Rules { policy, resolvers: &core.resolvers };
-        let merged = merge(&life.base, &touched, &life.changes, &life.required, rules, revision);
-        let merged = merged.map_err(|refusal| {
-            Unsettled::Refused(match refusal {
-                Refusal::Conflict(reason) => conflict(reason, &life.base, Some(stored)),
-                Refusal::Resolver(resolver, trouble) => {
-                    let event = Event::ResolverFailed { resolver: resolver.clone(), trouble };
-                    core.event(&event);
-                    conflict(ConflictReason::Resolver(resolver), &life.base, Some(stored))
-                }
-                Refusal::Limit(error) => error,
-            })
-        })?;
-        if !merged.names.is_empty() {
-            settled.merged = Some(MergedSession {
-                container: state.name.to_string(),
-                key: place.1.clone(),
-                base: life.base.revision,
-                stored: stored.revision,
-                attributes: merged.names.iter().map(|name| name.to_string()).collect(),
-            });
-        }
-        let mut record = merged.record;
-        if record != **stored {
-            record.revision = revision;
-            settled.record = Some(Arc::new(record));
-        }
-    }
-    Ok(settled)
 }

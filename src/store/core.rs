@@ -111,7 +111,7 @@ impl Core {
     pub(crate) fn submit(&self, work: Work) -> Result<Report, Error> {
         let since = self.clock.elapsed();
         let budget = self.bounds.wait_budget;
-        if work.ends_sessions() && !self.ends.wait_below(self.bounds.ends_pending_max, budget) {
+        if !self.may_end(&work, budget) {
             return Err(self.busy(since));
         }
         let (reply, waiting) = slot();
@@ -128,9 +128,7 @@ impl Core {
 
     /// Queues work if there is room; gives it back if there is none.
     pub(crate) fn try_submit(&self, request: Request) -> Result<Option<Request>, Error> {
-        let backlog = request.work.ends_sessions()
-            && !self.ends.wait_below(self.bounds.ends_pending_max, Duration::ZERO);
-        if backlog {
+        if !self.may_end(&request.work, Duration::ZERO) {
             return Ok(Some(request));
         }
         let queue = self.queue.read().expect("nothing panics while it is held").clone();
@@ -139,6 +137,12 @@ impl Core {
             Err(TrySendError::Full(request)) => Ok(Some(request)),
             Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
         }
+    }
+
+    /// Whether the listeners keep up, so that work which ends sessions may be queued.
+    fn may_end(&self, work: &Work, budget: Duration) -> bool {
+        let max = work.ends_pending_max(self.bounds.ends_pending_max);
+        max.is_none_or(|max| self.ends.wait_below(max, budget))
     }
 
     /// Wakes a task when the queue has been emptied next.

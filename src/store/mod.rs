@@ -7,7 +7,7 @@ mod chance;
 mod commit;
 mod container;
 mod core;
-mod draft;
+
 mod events;
 mod housekeeper;
 mod listeners;
@@ -15,6 +15,7 @@ mod listing;
 mod options;
 mod outcome;
 mod session;
+mod settle;
 mod snapshots;
 mod stats;
 mod threads;

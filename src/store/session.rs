@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::Place;
+use crate::model::draft::Life;
 use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Revision, SessionId};
 use crate::model::value::{Amount, Op, Value};
-use crate::store::draft::Life;
 use crate::store::transaction::Inner;
 
 /// One session within one transaction: one generation of its key, whoever takes the key later.
@@ -302,7 +302,7 @@ impl Session {
     /// Those of every call.
     pub fn require(&self, name: &str) -> Result<(), Error> {
         self.with(|life, _| {
-            life.required.names.insert(name.into());
+            life.required.insert(name.into());
         })
     }
 

@@ -22,7 +22,7 @@ pub(crate) struct Life {
     pub changes: Changes,
     pub reads: Reads,
     /// What must not have changed at commit although it was not written.
-    pub required: Reads,
+    pub required: BTreeSet<Name>,
     pub touch: Option<Touch>,
     pub ended: bool,
 }
@@ -34,7 +34,7 @@ impl Life {
             created_here: false,
             changes: Changes::default(),
             reads: Reads::default(),
-            required: Reads::default(),
+            required: BTreeSet::new(),
             touch: None,
             ended: false,
         }
@@ -112,24 +112,18 @@ impl Life {
 
     /// All that the transaction sees, without reading it.
     pub(crate) fn attributes(&self) -> Attributes {
-        let stamp =
-            |value| crate::model::session::Attribute { value, revision: self.base.revision };
-        self.changes.apply(&self.base.attributes, stamp)
+        self.changes.apply(&self.base.attributes, self.base.revision)
     }
 
     /// The session as it would be stored if nobody else had changed it.
     pub(crate) fn proposed(&self, revision: Revision) -> Record {
-        let stamp = |value| crate::model::session::Attribute { value, revision };
-        let attributes = self.changes.apply(&self.base.attributes, stamp);
+        let attributes = self.changes.apply(&self.base.attributes, revision);
         Record { attributes, revision, ..self.times() }
     }
 
     /// Whether it matters to this transaction that the session still lives at commit.
     pub(crate) fn demands(&self) -> bool {
-        self.ended
-            || !self.changes.is_empty()
-            || self.required.all
-            || !self.required.names.is_empty()
+        self.ended || !self.changes.is_empty() || !self.required.is_empty()
     }
 
     fn has_effect(&self) -> bool {
@@ -176,7 +170,7 @@ impl Draft {
         for life in &mut self.lives {
             if let Some(later) = later.lives.iter().find(|l| l.base.id == life.base.id) {
                 life.reads.extend(&later.reads);
-                life.required.extend(&later.required);
+                life.required.extend(later.required.iter().cloned());
             }
         }
     }

@@ -1,0 +1,311 @@
+//! What becomes of one key under what one transaction wants of it: a pure function.
+//!
+//! In this order: has the session ended meanwhile, are the transaction's own touches in, has its
+//! time run out, has what was required changed, is it to end, and only then the merge.
+
+use std::sync::Arc;
+
+use crate::error::{Conflict, ConflictReason, Error};
+use crate::model::clock::Time;
+use crate::model::container::ContainerState;
+use crate::model::draft::{Draft, Life};
+use crate::model::key::Key;
+use crate::model::merge::{Refusal, ResolverTrouble, Resolvers, Rules, merge, require};
+use crate::model::session::{Record, Revision};
+use crate::store::listeners::EndReason;
+use crate::store::outcome::MergedSession;
+
+/// Everything that a verdict depends on besides the session itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    pub container: &'a ContainerState,
+    pub resolvers: &'a Resolvers,
+    pub now: Time,
+    /// The number of the commit, if it comes to one.
+    pub revision: Revision,
+}
+
+/// What becomes of one key.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub record: Option<Arc<Record>>,
+    pub ends: Vec<(Arc<Record>, EndReason)>,
+    pub created: u64,
+    pub merged: Option<MergedSession>,
+}
+
+/// Why a transaction cannot be committed.
+#[derive(Debug)]
+pub(crate) enum Unsettled {
+    Refused(Error),
+    /// The session has expired: it is to be ended, and the transaction conflicts.
+    Expired(Error),
+    /// A resolver had no answer: somebody should hear of it, and the transaction conflicts.
+    Resolver(String, ResolverTrouble, Error),
+}
+
+/// What becomes of a key where `stored` is now.
+pub(crate) fn settle(
+    draft: &Draft,
+    stored: Option<Arc<Record>>,
+    key: &Key,
+    circumstances: Circumstances<'_>,
+) -> Result<Settled, Unsettled> {
+    let mut settled = Settled { record: stored, ends: Vec::new(), created: 0, merged: None };
+    for life in &draft.lives {
+        match life.created_here {
+            true => create(life, &mut settled, key, circumstances)?,
+            false => change(life, &mut settled, key, circumstances)?,
+        }
+    }
+    Ok(settled)
+}
+
+/// A session that the transaction has created.
+fn create(
+    life: &Life,
+    settled: &mut Settled,
+    key: &Key,
+    circumstances: Circumstances<'_>,
+) -> Result<(), Unsettled> {
+    let Circumstances { container, now, revision, .. } = circumstances;
+    let policy = &*container.policy;
+    let refuse = |reason, stored: Option<&Arc<Record>>| {
+        Err(Unsettled::Refused(conflict(reason, life, stored, key, circumstances)))
+    };
+    match settled.record.take() {
+        Some(other) if other.is_expired(policy, now) => {
+            settled.ends.push((other, EndReason::Expired));
+        }
+        Some(other) => return refuse(ConflictReason::Exists, Some(&other)),
+        None => {}
+    }
+    let mut record = life.proposed(revision);
+    record.file(policy);
+    policy.check_record(&record).map_err(Unsettled::Refused)?;
+    let record = Arc::new(record);
+    if life.ended {
+        settled.ends.push((record, EndReason::Invalidated));
+    } else if record.is_expired(policy, now) {
+        // Born so long ago that nobody would ever see it: begin again.
+        return refuse(ConflictReason::Ended, None);
+    } else {
+        settled.record = Some(record);
+    }
+    settled.created += 1;
+    Ok(())
+}
+
+/// A session that the transaction has found.
+fn change(
+    life: &Life,
+    settled: &mut Settled,
+    key: &Key,
+    circumstances: Circumstances<'_>,
+) -> Result<(), Unsettled> {
+    let Circumstances { container, resolvers, now, revision } = circumstances;
+    let policy = &*container.policy;
+    let conflict = |reason, stored| conflict(reason, life, stored, key, circumstances);
+    let Some(stored) = settled.record.as_ref().filter(|record| record.id == life.base.id) else {
+        return match life.demands() {
+            true => {
+                let error = conflict(ConflictReason::Ended, settled.record.as_ref());
+                Err(Unsettled::Refused(error))
+            }
+            // Touches of what has ended are dropped.
+            false => Ok(()),
+        };
+    };
+    let mut touched = Record::clone(stored);
+    if let Some(touch) = life.touch {
+        touched.touch(touch);
+    }
+    if touched.is_expired(policy, now) {
+        return match life.demands() {
+            true => Err(Unsettled::Expired(conflict(ConflictReason::Ended, Some(stored)))),
+            // The sweep ends it.
+            false => Ok(()),
+        };
+    }
+    let refused = |refusal| match refusal {
+        Refusal::Conflict(reason) => Unsettled::Refused(conflict(reason, Some(stored))),
+        Refusal::Resolver(name, trouble) => {
+            let error = conflict(ConflictReason::Resolver(name.clone()), Some(stored));
+            Unsettled::Resolver(name, trouble, error)
+        }
+        Refusal::Limit(error) => Unsettled::Refused(error),
+    };
+    require(&life.base, &touched, &life.required).map_err(refused)?;
+    if life.ended {
+        // An end beats every write that came before it, and its own writes show in the last data.
+        touched.attributes = life.changes.apply(&touched.attributes, revision);
+        touched.last_modified = touched.last_modified.max(life.changes.modified);
+        settled.ends.push((Arc::new(touched), EndReason::Invalidated));
+        settled.record = None;
+        return Ok(());
+    }
+    let rules = Rules { policy, resolvers };
+    let merged = merge(&life.base, &touched, &life.changes, rules, revision).map_err(refused)?;
+    if !merged.names.is_empty() {
+        settled.merged = Some(MergedSession {
+            container: container.name.to_string(),
+            key: key.clone(),
+            base: life.base.revision,
+            stored: stored.revision,
+            attributes: merged.names.iter().map(|name| name.to_string()).collect(),
+        });
+    }
+    if merged.record != **stored {
+        settled.record = Some(Arc::new(Record { revision, ..merged.record }));
+    }
+    Ok(())
+}
+
+fn conflict(
+    reason: ConflictReason,
+    life: &Life,
+    stored: Option<&Arc<Record>>,
+    key: &Key,
+    circumstances: Circumstances<'_>,
+) -> Error {
+    Error::Conflict(Conflict {
+        reason,
+        container: circumstances.container.name.to_string(),
+        session: key.fingerprint(),
+        base: life.base.revision,
+        // What is gone went with a commit that is not this one, and no later.
+        stored: stored.map_or(circumstances.revision, |record| record.revision),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::container::ContainerId;
+    use crate::model::merge::laws;
+    use crate::model::policy::{Policy, Rule};
+    use crate::model::timeslice;
+
+    fn container(policy: Policy) -> ContainerState {
+        ContainerState {
+            id: ContainerId(1),
+            name: "shop".into(),
+            policy: Arc::new(policy),
+            policy_revision: Revision(1),
+            count: 1,
+            refile_from: None,
+        }
+    }
+
+    fn settled(
+        lives: Vec<Life>,
+        stored: Option<Record>,
+        policy: Policy,
+        now: u64,
+    ) -> Result<Settled, Unsettled> {
+        let circumstances = Circumstances {
+            container: &container(policy),
+            resolvers: &Resolvers::default(),
+            now: Time::from_secs(now),
+            revision: Revision(9),
+        };
+        settle(&Draft { lives }, stored.map(Arc::new), &Key::from("ada"), circumstances)
+    }
+
+    fn is_conflict(result: &Result<Settled, Unsettled>, wanted: ConflictReason) -> bool {
+        matches!(result, Err(Unsettled::Refused(Error::Conflict(c))) if c.reason == wanted)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever was written before it, under whatever rule, an end takes effect; and whoever
+        /// writes after it conflicts.
+        #[test]
+        fn an_end_beats_everything(
+            base in laws::base(), theirs in laws::steps(), mine in laws::steps(),
+            reject in any::<bool>(),
+        ) {
+            let rule = if reject { Rule::Reject } else { Rule::Checked };
+            let policy = Policy::new().default_rule(rule);
+            let theirs = laws::made(&base, &theirs, 3);
+            let stored = laws::merged(&base, &base, &theirs, 3).expect("alone");
+
+            let mut ending = laws::made(&base, &mine, 4);
+            ending.ended = true;
+            let result = settled(vec![ending.clone()], Some(stored.clone()), policy.clone(), 5);
+            let result = result.expect("an end needs nobody's leave");
+            prop_assert!(result.record.is_none());
+            prop_assert_eq!(result.ends.len(), 1);
+            prop_assert_eq!(result.ends[0].1, EndReason::Invalidated);
+
+            let late = laws::made(&base, &mine, 6);
+            let wants = late.demands();
+            let result = settled(vec![late], None, policy.clone(), 7);
+            if wants {
+                prop_assert!(is_conflict(&result, ConflictReason::Ended));
+            } else {
+                prop_assert!(result.expect("touches are dropped").record.is_none());
+            }
+            // Ended twice: the second conflicts, so that one end is one end.
+            let twice = settled(vec![ending.clone()], None, policy.clone(), 7);
+            prop_assert!(is_conflict(&twice, ConflictReason::Ended));
+            // A new generation under the key is somebody else.
+            let mut other = stored;
+            other.id = crate::model::session::SessionId(2);
+            let stranger = settled(vec![ending], Some(other), policy, 7);
+            prop_assert!(is_conflict(&stranger, ConflictReason::Ended));
+        }
+
+        /// A transaction's own touches are in before its session is judged; without them it has
+        /// expired, is to be ended, and the transaction conflicts.
+        #[test]
+        fn touches_are_applied_before_expiry_is_judged(
+            base in laws::base(), timeout in 1u64..10, access in 0u64..300, wait in 0u64..300,
+        ) {
+            let policy = Policy::new().period_secs(20).timeout_secs(timeout * 20);
+            let mut life = Life::found(Arc::new(base.clone()));
+            // While it lives.
+            let access = access % (base.slice_end.as_secs() + timeout * 20);
+            let accessed = Time::from_secs(access);
+            life.access(&policy, accessed);
+            life.changes.put("n", None, &life.reads, accessed);
+            let slice_end = timeslice::slice_end(accessed, &policy).max(base.slice_end);
+            let alive = access + wait < slice_end.as_secs() + timeout * 20;
+            match settled(vec![life], Some(base), policy, access + wait) {
+                Ok(result) => {
+                    prop_assert!(alive);
+                    prop_assert_eq!(result.record.expect("it lives").slice_end, slice_end);
+                }
+                Err(Unsettled::Expired(_)) => prop_assert!(!alive),
+                Err(other) => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn a_live_session_under_the_key_stops_a_creation() {
+        let policy = Policy::new().period_secs(20).timeout_secs(60);
+        let id = crate::model::session::SessionId;
+        let life = |n, now| Life::created(id(n), Time::from_secs(now), &policy);
+        let first = settled(vec![life(1, 5)], None, policy.clone(), 5).expect("nobody is there");
+        let stored = Record::clone(&first.record.expect("created"));
+        assert_eq!((first.created, stored.bucket), (1, 80));
+
+        let second = settled(vec![life(2, 79)], Some(stored.clone()), policy.clone(), 79);
+        assert!(is_conflict(&second, ConflictReason::Exists));
+        let third = settled(vec![life(2, 79)], Some(stored), policy.clone(), 80).expect("expired");
+        assert_eq!(third.ends[0].1, EndReason::Expired);
+        assert_eq!(third.record.expect("created").id, id(2));
+    }
+
+    #[test]
+    fn a_session_created_too_long_ago_is_not_stored_dead() {
+        let policy = Policy::new().period_secs(1).timeout_secs(1);
+        let life = Life::created(crate::model::session::SessionId(1), Time::from_secs(5), &policy);
+        let result = settled(vec![life], None, policy, 60);
+        assert!(is_conflict(&result, ConflictReason::Ended));
+    }
+}
