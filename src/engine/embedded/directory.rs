@@ -49,7 +49,7 @@ pub(super) fn open(
         private_directory().create(path).map_err(Error::storage)?;
     }
     let lock = lock(path)?;
-    // Another process may have made the store while this one waited for nothing.
+    // Asked again under the lock: another process may have made the store since.
     if !is_there(path, &not_a_store)? {
         make(path, builder, fill)?;
     }

@@ -58,10 +58,8 @@ fn storage_error(error: redb::Error) -> Error {
 }
 
 pub(super) struct Tables {
-    /// `None` once closed.
-    database: Mutex<Option<Database>>,
-    /// Keeps other processes out.
-    _lock: File,
+    /// The database, and the lock that keeps other processes out; `None` once closed.
+    open: Mutex<Option<(Database, File)>>,
 }
 
 impl Tables {
@@ -69,7 +67,7 @@ impl Tables {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let (database, lock) = directory::open(path, mode, &builder, create)?;
-        let tables = Tables { database: Mutex::new(Some(database)), _lock: lock };
+        let tables = Tables { open: Mutex::new(Some((database, lock))) };
         let recovered = tables.recover(path)?;
         Ok((tables, recovered))
     }
@@ -165,13 +163,18 @@ impl Tables {
     }
 
     pub(super) fn close(&self) -> Result<(), Error> {
-        let database = self.database.lock().expect("nothing panics while it is held").take();
-        database.map_or(Ok(()), |database| storage!(database.close()))
+        let open = self.open.lock().expect("nothing panics while it is held").take();
+        match open {
+            // The lock is let go of last.
+            Some((database, _lock)) => storage!(database.close()),
+            None => Ok(()),
+        }
     }
 
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
-        let database = self.database.lock().expect("nothing panics while it is held");
-        work(database.as_ref().ok_or(Error::Closed)?)
+        let open = self.open.lock().expect("nothing panics while it is held");
+        let (database, _) = open.as_ref().ok_or(Error::Closed)?;
+        work(database)
     }
 }
 
