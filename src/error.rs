@@ -209,6 +209,15 @@ impl Error {
         }
     }
 
+    /// The same failure of the storage, for another who asks.
+    pub(crate) fn share(&self) -> Self {
+        match self {
+            Error::Storage(cause) => Error::Storage(Arc::clone(cause)),
+            Error::Corrupt { table, reason } => Error::Corrupt { table, reason: reason.clone() },
+            _ => Error::Closed,
+        }
+    }
+
     pub(crate) fn storage(error: impl StdError + Send + Sync + 'static) -> Self {
         Error::Storage(Arc::new(error))
     }

@@ -1,11 +1,79 @@
-//! sessile
-
-#![forbid(unsafe_code)]
+//! sessile keeps sessions: what a site remembers about each visitor, on disk, in transactions,
+//! through restarts, and without losing one of two changes that were made at once.
+//!
+//! Two requests of one visitor run at the same time. Both read the session as it was, both change
+//! it, both commit, and both changes hold:
+//!
+//! ```
+//! use sessile::{Policy, Store};
+//!
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path().join("sessions");
+//! let store = Store::open(&directory)?; // a directory; made if absent
+//! let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+//! store.transact(|txn| txn.create(&visitors, "ada")?.insert("name", "Ada"))?;
+//!
+//! let (left, right) = (store.begin()?, store.begin()?); // two tabs
+//! let ada = left.get(&visitors, "ada")?.expect("just created");
+//! ada.insert("theme", "dark")?;
+//! ada.add("visits", 1)?;
+//! let ada = right.get(&visitors, "ada")?.expect("just created");
+//! ada.insert("cart", ["tea"])?;
+//! ada.add("visits", 1)?;
+//! left.commit()?;
+//! let report = right.commit()?; // merged, attribute by attribute
+//! assert_eq!(report.merged[0].attributes, ["cart", "visits"]);
+//!
+//! let txn = store.begin()?;
+//! let ada = txn.get(&visitors, "ada")?.expect("still there");
+//! assert_eq!(ada.keys()?, ["cart", "name", "theme", "visits"]);
+//! assert_eq!(ada.get::<u32>("visits")?, Some(2));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The parts
+//!
+//! A [`Store`] holds [`Container`]s: sessions under one [`Policy`], which says when they expire,
+//! how many there may be, and how writes merge. A [`Transaction`] sees one unchanging state of all
+//! of them. It gives out [`Session`] handles, by the [`Key`] that a session is filed under (for the
+//! web: the hash of the [`Token`] that a visitor carries), and commits everything or nothing.
+//! [`Store::transact`] does the same in a closure and runs it again on a [`Conflict`].
+//!
+//! # What is guaranteed
+//!
+//! - **No lost update.** Changes of different attributes of one session are merged. For one
+//!   attribute, merging writes ([`Session::add`] and its kin) never conflict; of two blind writes
+//!   the later commit wins; a write of what was read before conflicts if it has changed since,
+//!   unless a [`Rule`] or a resolver knows better.
+//! - **An ended session never comes back.** Whoever writes to it gets a conflict; its touches are
+//!   dropped; a session that is created under its key later is another one.
+//! - **A snapshot never changes**, whatever is committed while it lives, scans included.
+//! - **What was acknowledged is durable**, and nothing is visible before it is.
+//! - **A session lives longer than its timeout T after its last access, and at most T plus one
+//!   period**, whatever happens to the wall clock. Ended sessions leave by themselves.
+//! - **The limit of a container counts live sessions only** and cannot be overshot.
+//!
+//! # What is not
+//!
+//! - *Write skew*: what is read and not written is not validated. [`Session::require`] validates an
+//!   attribute by name.
+//! - A store belongs to one process at a time.
+//! - Ends are told to listeners exactly once while the process lives; those of the last moment
+//!   before a crash may not be.
+//! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
+//!
+//! # The map
+//!
+//! [`docs::architecture`] is the way into the code, [`docs::format`] the bytes on disk,
+//! [`docs::design`] the questions a thoughtful reader asks. In the source, `model` says what the
+//! words mean, `store` how things change, `engine` where they lie.
 
 mod engine;
 mod error;
 mod model;
 mod store;
+
+pub mod docs;
 
 pub use crossbeam_channel::Receiver;
 pub use error::{Conflict, ConflictReason, Error, LimitKind};
@@ -20,3 +88,8 @@ pub use store::{
     Commit, Container, EndReason, EndedInfo, EndedSession, Event, Keys, ListenerError,
     MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
 };
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

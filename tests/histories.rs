@@ -11,6 +11,8 @@
 //! At the end of every history all time runs out: every session that was ever committed has then
 //! ended, and its end was told exactly once.
 
+#![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 

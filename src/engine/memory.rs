@@ -54,7 +54,7 @@ impl Engine for Memory {
             }
             tables.clone()
         };
-        (self.on_checkpoint)(Arc::new(view), batch.revision());
+        (self.on_checkpoint)(Arc::new(view), batch.revision);
         Ok(())
     }
 

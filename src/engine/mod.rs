@@ -11,6 +11,7 @@
 pub(crate) mod embedded;
 pub(crate) mod memory;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -31,19 +32,18 @@ pub(crate) struct Commit {
 /// Transactions that become durable together, in this order.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
+    /// The store's time, to go on from after a restart.
     pub time: Time,
+    /// The last commit that is durable with this batch.
+    pub revision: Revision,
     pub commits: Vec<Commit>,
 }
 
 impl Batch {
     /// The last state that the batch gives to each session, by place.
-    fn sessions(&self) -> std::collections::BTreeMap<&Place, Option<&Arc<Record>>> {
+    fn sessions(&self) -> BTreeMap<&Place, Option<&Arc<Record>>> {
         let sessions = self.commits.iter().flat_map(|commit| &commit.sessions);
         sessions.map(|(place, record)| (place, record.as_ref())).collect()
-    }
-
-    fn revision(&self) -> Revision {
-        self.commits.last().expect("a batch holds a transaction").revision
     }
 }
 

@@ -89,6 +89,12 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// How long this clock has been running. Never goes back, and does not jump with the wall.
     fn elapsed(&self) -> Duration;
+
+    /// How far the wall clock may jump ahead and be believed, unless
+    /// [`Options::clock_ahead_max`](crate::Options::clock_ahead_max) says otherwise: 24 hours.
+    fn ahead_max(&self) -> Duration {
+        Duration::from_secs(24 * 60 * 60)
+    }
 }
 
 /// The operating system's clocks.
@@ -122,7 +128,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that tests turn by hand. Clones show the same time.
+/// A clock that tests turn by hand, and that is believed however far it is turned forward. Clones
+/// show the same time.
 ///
 /// ```
 /// use sessile::{Clock, ManualClock, Time};
@@ -173,6 +180,10 @@ impl Clock for ManualClock {
 
     fn elapsed(&self) -> Duration {
         Duration::from_micros(self.0.elapsed_micros.load(Ordering::SeqCst))
+    }
+
+    fn ahead_max(&self) -> Duration {
+        Duration::MAX
     }
 }
 

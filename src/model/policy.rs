@@ -194,6 +194,11 @@ impl Policy {
         if self.key_bytes_max > KEY_BYTES_MAX {
             return refuse(format!("keys of more than {KEY_BYTES_MAX} bytes cannot be stored"));
         }
+        if self.session_bytes_max > SESSION_BYTES_MAX {
+            return refuse(format!(
+                "sessions of more than {SESSION_BYTES_MAX} bytes cannot be stored"
+            ));
+        }
         Ok(())
     }
 
@@ -209,6 +214,9 @@ impl Policy {
 
 /// What a policy may allow at the most: an index row must stay far below a database page's limits.
 const KEY_BYTES_MAX: usize = 1_024;
+
+/// The same for sessions: far below what a record may claim to be when it is read.
+const SESSION_BYTES_MAX: usize = 1 << 28;
 
 pub(crate) fn check(limit: LimitKind, found: usize, max: usize) -> Result<(), Error> {
     if found <= max {

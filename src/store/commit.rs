@@ -123,12 +123,19 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
         commit(core, engine, requests);
         core.tidy();
     }
+    // What has been seen to expire must stay expired, even if the clock is set back meanwhile.
+    if core.fence.get().is_none() {
+        let (time, revision) = (core.now(), core.snapshots.published());
+        if let Err(error) = engine.apply(&Batch { time, revision, commits: Vec::new() }) {
+            core.fence.get_or_init(|| error);
+        }
+    }
 }
 
 /// Makes one batch of the requests and answers them.
 fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
     if let Some(error) = core.fence.get() {
-        return requests.into_iter().for_each(|request| request.reply.send(Err(fenced(error))));
+        return requests.into_iter().for_each(|request| request.reply.send(Err(error.share())));
     }
     let mut round = Round::new(core);
     let verdicts: Vec<_> =
@@ -138,12 +145,12 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
         for commit in &commits {
             core.versions.stage(commit, &replaced);
         }
-        let batch = Batch { time: now, commits };
+        let batch = Batch { time: now, revision, commits };
         if let Err(error) = engine.apply(&batch) {
             core.versions.unstage(core.snapshots.published());
             let error = core.fence.get_or_init(|| error);
             // Those who wanted nothing written are as unlucky: they may have seen the batch.
-            return verdicts.into_iter().for_each(|(reply, _)| reply.send(Err(fenced(error))));
+            return verdicts.into_iter().for_each(|(reply, _)| reply.send(Err(error.share())));
         }
         if !made.is_empty() {
             core.names.write().expect("nothing panics while it is held").extend(made);
@@ -165,15 +172,6 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
             Err(_) => {}
         }
         reply.send(verdict);
-    }
-}
-
-/// The error of a store whose storage has failed: the cause is shared by all who ask.
-fn fenced(error: &Error) -> Error {
-    match error {
-        Error::Storage(cause) => Error::Storage(Arc::clone(cause)),
-        Error::Corrupt { table, reason } => Error::Corrupt { table, reason: reason.clone() },
-        _ => Error::Closed,
     }
 }
 

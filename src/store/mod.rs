@@ -130,7 +130,8 @@ impl Store {
     ) -> Result<Self, Error> {
         let Recovered { view, revision, time, containers } = recovered;
         let clock = options.clock;
-        let time = StoreTime::new(time, clock.wall(), clock.elapsed(), options.clock_ahead_max);
+        let ahead_max = options.clock_ahead_max.unwrap_or_else(|| clock.ahead_max());
+        let time = StoreTime::new(time, clock.wall(), clock.elapsed(), ahead_max);
         let snapshots = Arc::new(Snapshots::default());
         snapshots.publish(revision);
         let (queue, requests) = bounded(options.bounds.queue_max);
@@ -208,9 +209,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Policy`] if the settings contradict each other, and those of a commit.
+    /// [`Error::Policy`] if the settings contradict each other or the name is longer than 255
+    /// bytes, and those of a commit.
     pub fn container_with(&self, name: &str, policy: Policy) -> Result<Container, Error> {
         policy.validate()?;
+        if name.len() > NAME_BYTES_MAX {
+            let reason = format!("the name of a container has at most {NAME_BYTES_MAX} bytes");
+            return Err(Error::Policy { reason });
+        }
         let container = match self.container(name) {
             Ok(container) => container,
             Err(Error::NoContainer { .. }) => {
@@ -361,10 +367,8 @@ impl Running {
         join(committer);
         self.core.ends.close();
         join(courier);
-        match self.core.fence.get() {
-            Some(_) => Ok(()),
-            None => self.engine.close(),
-        }
+        self.engine.close()?;
+        self.core.fence.get().map_or(Ok(()), |error| Err(error.share()))
     }
 }
 
@@ -401,6 +405,8 @@ fn deliver(
         core.event(&event);
     }
 }
+
+const NAME_BYTES_MAX: usize = 255;
 
 /// Locks what no panic can leave half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -36,7 +36,7 @@ use crate::store::{Session, Store, Transaction};
 /// ```
 pub struct Options {
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) clock_ahead_max: Duration,
+    pub(crate) clock_ahead_max: Option<Duration>,
     pub(crate) seed: Option<u64>,
     pub(crate) sweep_every: Option<Duration>,
     pub(crate) bounds: Bounds,
@@ -55,7 +55,7 @@ impl Options {
     pub fn new() -> Self {
         Options {
             clock: Arc::new(SystemClock::new()),
-            clock_ahead_max: Duration::from_secs(24 * 60 * 60),
+            clock_ahead_max: None,
             seed: None,
             sweep_every: Some(Duration::from_secs(1)),
             bounds: Bounds {
@@ -110,9 +110,10 @@ impl Options {
         self
     }
 
-    /// How far the wall clock may jump ahead and be believed. Default: 24 hours.
+    /// How far the wall clock may jump ahead and be believed. Default: what the clock says, which
+    /// is 24 hours for [`SystemClock`] and any distance for [`ManualClock`](crate::ManualClock).
     pub fn clock_ahead_max(mut self, max: Duration) -> Self {
-        self.clock_ahead_max = max;
+        self.clock_ahead_max = Some(max);
         self
     }
 

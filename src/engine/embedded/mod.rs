@@ -36,7 +36,7 @@ impl Engine for Embedded {
 
     fn apply(&self, batch: &Batch) -> Result<(), Error> {
         self.tables.write(batch)?;
-        (self.on_checkpoint)(Arc::new(self.tables.view()?), batch.revision());
+        (self.on_checkpoint)(Arc::new(self.tables.view()?), batch.revision);
         Ok(())
     }
 

@@ -73,22 +73,17 @@ impl Tables {
     }
 
     fn recover(&self, path: &Path) -> Result<Recovered, Error> {
-        let not_a_store = |reason: &str| {
-            Err(Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() })
-        };
-        let (meta, containers) = self
-            .with(|database| {
-                let txn = storage!(database.begin_read())?;
-                let meta = match txn.open_table(META) {
-                    Ok(meta) => Some((meta, storage!(txn.open_table(CONTAINERS))?)),
-                    Err(redb::TableError::Storage(error)) => {
-                        return Err(storage_error(error.into()));
-                    }
-                    Err(_) => None,
-                };
-                Ok(meta)
-            })?
-            .map_or_else(|| not_a_store("sessions.redb has no table `meta`"), Ok)?;
+        let (meta, containers) = self.with(|database| {
+            let txn = storage!(database.begin_read())?;
+            let meta = txn.open_table(META);
+            if let Err(redb::TableError::TableDoesNotExist(_)) = meta {
+                return Err(Error::NotAStore {
+                    path: path.to_owned(),
+                    reason: "sessions.redb has no table `meta`".to_owned(),
+                });
+            }
+            Ok((storage!(meta)?, storage!(txn.open_table(CONTAINERS))?))
+        })?;
         let number = |name| -> Result<u64, Error> {
             let row = storage!(meta.get(name))?;
             row.map(|n| n.value())
@@ -145,7 +140,7 @@ impl Tables {
                     storage!(containers.insert(state.id.0, &*bytes))?;
                 }
                 let mut meta = storage!(txn.open_table(META))?;
-                storage!(meta.insert(META_REVISION, batch.revision().0))?;
+                storage!(meta.insert(META_REVISION, batch.revision.0))?;
                 storage!(meta.insert(META_TIME, batch.time.as_micros()))?;
             }
             storage!(txn.commit())

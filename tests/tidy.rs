@@ -1,0 +1,83 @@
+//! Reads the sources and keeps them what `architecture.md` says they are.
+
+#![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every source file of the library with the code in it: comments and tests are left out.
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => walk(&path, found),
+                false if path.extension().is_some_and(|ending| ending == "rs") => found.push(path),
+                false => {}
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    files.sort();
+    let code = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = lines.collect::<Vec<_>>().join("\n");
+        (path.strip_prefix(&root).unwrap().to_owned(), code)
+    };
+    files.into_iter().filter(|path| !path.ends_with("merge_laws.rs")).map(code).collect()
+}
+
+/// Fails for every file outside `allowed` whose code has one of the words.
+fn only_in(allowed: &[&str], words: &[&str]) {
+    let sources = sources();
+    assert!(
+        words.iter().any(|word| sources.iter().any(|(_, code)| code.contains(word))),
+        "{words:?} stand nowhere: this test has nothing to keep"
+    );
+    for (path, code) in sources {
+        let is_allowed = allowed.iter().any(|prefix| path.starts_with(prefix));
+        for word in words.iter().filter(|_| !is_allowed) {
+            assert!(!code.contains(word), "{} must not say `{word}`", path.display());
+        }
+    }
+}
+
+#[test]
+fn layers_look_down() {
+    only_in(&["store", "lib.rs"], &["crate::store", "store::"]);
+    only_in(&["store", "engine"], &["crate::engine"]);
+}
+
+#[test]
+fn libraries_stay_behind_their_boundaries() {
+    only_in(&["engine/embedded"], &["redb::"]);
+    only_in(&["engine/embedded/records.rs"], &["bincode::"]);
+    only_in(&["model/value.rs"], &["rmp_serde::", "rmpv::"]);
+    only_in(&["engine/memory.rs"], &["rpds::"]);
+}
+
+#[test]
+fn time_chance_and_threads_have_one_place_each() {
+    only_in(&["model/clock.rs"], &["SystemTime::now", "Instant::now"]);
+    only_in(&["store/chance.rs"], &["StdRng"]);
+    only_in(&["store/chance.rs", "model/token.rs"], &["SysRng", "use rand"]);
+    only_in(&["store/threads.rs"], &["thread::{Builder", "thread::Builder", "thread::spawn"]);
+}
+
+#[test]
+fn the_store_changes_in_one_place() {
+    only_in(&["store/commit.rs", "engine"], &["engine.apply", ".stage("]);
+}
+
+/// Most files can be read in one sitting.
+#[test]
+fn files_are_short() {
+    for (path, code) in sources() {
+        let lines = code.lines().count();
+        assert!(lines <= 600, "{} has {lines} lines of code", path.display());
+    }
+}
