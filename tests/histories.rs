@@ -67,14 +67,14 @@ fn action() -> impl Strategy<Value = Action> {
         5 => key.clone().prop_map(Action::Add),
         2 => key.clone().prop_map(Action::Invalidate),
         1 => key.prop_map(Action::Names),
-        1 => (0u64..4, 0u64..5).prop_map(|(slices, limit)| Action::Policy { timeout: slices * 20, limit }),
+        4 => (0u64..4, 0u64..5).prop_map(|(slices, limit)| Action::Policy { timeout: slices * 20, limit }),
     ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => (0..CLIENTS, action()).prop_map(|(client, action)| Step::Client(client, action)),
-        2 => (1u64..50).prop_map(Step::Advance),
+        4 => (1u64..50).prop_map(Step::Advance),
         1 => Just(Step::Sweep),
         1 => Just(Step::Reopen),
     ]
@@ -319,10 +319,10 @@ fn dump(txn: &Transaction, container: &Container) -> Dump {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn engines_agree_and_nothing_is_lost(steps in proptest::collection::vec(step(), 1..80)) {
+    fn engines_agree_and_nothing_is_lost(steps in proptest::collection::vec(step(), 1..100)) {
         let mut memory = World::new(false);
         let mut disk = World::new(true);
         for (at, step) in steps.iter().enumerate() {

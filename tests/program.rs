@@ -25,19 +25,21 @@
 #![expect(clippy::print_stdout, reason = "the test tells what it did")]
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+#[path = "support/example.rs"]
+mod example;
 #[path = "support/http.rs"]
 mod http;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Barrier, OnceLock};
-use std::time::{Duration, SystemTime};
-use std::{env, fs, thread};
+use std::thread;
+use std::time::Duration;
 
 use http::{Client, Response};
 use sessile::{Policy, Store, Token};
@@ -544,7 +546,7 @@ struct Load {
 impl Shop {
     /// Starts the program and returns when it is ready.
     fn start(dir: &Path) -> Self {
-        let mut command = Command::new(program());
+        let mut command = Command::new(example::built("shop"));
         command.arg(dir).arg("127.0.0.1:0").stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -619,35 +621,5 @@ impl Shop {
 impl Drop for Shop {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// The example, which `cargo test` has built beside this test. `cargo test --test program` builds no
-/// examples, so one that is absent or older than its source is built here.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let test = env::current_exe().unwrap();
-        let built = test.parent().and_then(Path::parent).expect("the test lies in deps");
-        let program = built.join("examples").join(format!("shop{}", env::consts::EXE_SUFFIX));
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let source = changed(&root.join("src")).max(changed(&root.join("examples/shop.rs")));
-        if changed(&program) < source {
-            let mut build = Command::new(env!("CARGO"));
-            build.current_dir(root).args(["build", "--quiet", "--example", "shop"]);
-            if built.ends_with("release") {
-                build.arg("--release");
-            }
-            assert!(build.status().unwrap().success(), "the example does not build");
-        }
-        program
-    })
-}
-
-/// When a file, or the youngest file in a folder, was changed; `None` if there is none.
-fn changed(path: &Path) -> Option<SystemTime> {
-    match fs::read_dir(path) {
-        Ok(files) => files.filter_map(|file| changed(&file.unwrap().path())).max(),
-        Err(_) => fs::metadata(path).and_then(|file| file.modified()).ok(),
     }
 }

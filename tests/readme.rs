@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-mod support;
+#[path = "support/example.rs"]
+mod example;
 
 #[test]
 fn the_quickstart_runs_as_it_stands_in_the_readme() {
@@ -17,7 +18,7 @@ fn the_quickstart_runs_as_it_stands_in_the_readme() {
     assert!(lines <= 15, "a quickstart of {lines} lines");
 
     let directory = tempfile::tempdir().unwrap();
-    let quickstart = support::example("quickstart");
+    let quickstart = example::built("quickstart");
     for _ in 0..2 {
         let run = Command::new(&quickstart).current_dir(&directory).status().unwrap();
         assert!(run.success());

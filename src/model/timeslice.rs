@@ -143,6 +143,12 @@ mod tests {
                     Step::Change { period, slices } => policy = self::policy(period, slices),
                 }
             }
+            // The second it ends is the second it is said to end, not one instant later.
+            if let Some(expiry) = expiry(record.slice_end, &policy) {
+                prop_assert!(record.is_expired(&policy, expiry));
+                let before = Time::from_micros(expiry.as_micros() - 1);
+                prop_assert!(!record.is_expired(&policy, before));
+            }
             let (accessed, period) = accessed;
             let (t, p) = (policy.timeout_secs, period);
             if t == 0 {

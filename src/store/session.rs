@@ -297,6 +297,26 @@ impl Session {
     /// Makes the commit fail if the attribute has changed by then, although it is not written
     /// here: for a decision that rests on it.
     ///
+    /// An end may rest on it as well. Where a session is replaced by another one, as at a login,
+    /// this keeps what others write meanwhile from being lost with it:
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "guest")?.add("apples", 1))?;
+    /// let txn = store.begin()?;
+    /// let guest = txn.get(&visitors, "guest")?.ok_or(Error::Ended)?;
+    /// guest.require("apples")?;
+    /// txn.create(&visitors, "ada")?.insert("apples", guest.get::<u32>("apples")?)?;
+    /// guest.invalidate()?;
+    ///
+    /// // Somebody puts another apple into the cart that is being moved.
+    /// store.transact(|txn| txn.get_or_create(&visitors, "guest")?.add("apples", 1))?;
+    /// assert!(txn.commit().is_err_and(|error| error.is_retryable()));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Those of every call.

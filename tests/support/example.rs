@@ -1,4 +1,4 @@
-//! What several tests need.
+//! Finds the programs of `examples/` for tests that run them.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// The program of `examples/` of this name. `cargo test` has built it beside the test; `cargo test
 /// --test …` has not, so it is built here, which costs nothing where it is fresh.
-pub(crate) fn example(name: &str) -> PathBuf {
+pub(crate) fn built(name: &str) -> PathBuf {
     let test = env::current_exe().expect("a test has a path");
     let built = test.parent().and_then(Path::parent).expect("the test lies in deps");
     let mut build = Command::new(env!("CARGO"));
