@@ -1,0 +1,340 @@
+//! Plays a trace and compares every step with what is expected of it.
+//!
+//! Most of this is equality by value. Three things are not:
+//!
+//! - *Ids.* The trace numbers sessions, the store has ids of its own. The two are matched as they
+//!   appear, one to one, and only a contradiction is a failure.
+//! - *Choices.* A step may have several good answers.
+//! - *Ends.* The original tells of an end within the step that causes it, sessile once the end is
+//!   committed. So an end that is expected of a step that deletes, invalidates or creates is
+//!   *owed*, and may be told at any step up to that connection's next commit:
+//!
+//! ```text
+//!   container.delete   expected: del      told: nothing     owed: del
+//!   session.set        expected: nothing  told: nothing     owed: del
+//!   commit             expected: nothing  told: del         owed: nothing
+//! ```
+//!
+//! A commit that succeeds while an end is owed is a failure; an abort forgives what is owed, and
+//! what is told then is too much.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::adapter::{Adapter, Answer, Engine, Failure, Mode, OWN_ID, observation};
+use super::format::{Choice, Event, Expectation, Notification, OPTIONAL, Step, Trace, Wanted};
+
+/// A trace that has passed.
+pub(crate) struct Played {
+    /// How many of its steps were left out.
+    pub optional_steps: usize,
+}
+
+/// The first step that differs.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    step: String,
+    expected: String,
+    got: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference { step, expected, got } = self;
+        write!(f, "{step}\n    expected {expected}\n    got      {}", got.replace("\\u0000", ""))
+    }
+}
+
+/// Plays a trace from its first step to its last, or to the first that differs.
+pub(crate) fn play(trace: &Trace, engine: Engine, mode: Mode) -> Result<Played, Difference> {
+    let opening = |error| Difference {
+        step: "before the first step".to_owned(),
+        expected: "a store".to_owned(),
+        got: format!("{error:?}"),
+    };
+    let mut adapter = Adapter::open(&trace.config, engine, mode).map_err(opening)?;
+    let mut judge =
+        Judge { mode, ids: Ids::default(), owed: Vec::new(), savepoints: BTreeMap::new() };
+    let mut optional_steps = 0;
+    for (i, step) in trace.steps.iter().enumerate() {
+        if OPTIONAL.contains(&&*step.op) {
+            optional_steps += 1;
+            continue;
+        }
+        let answer = adapter.step(&step.conn, &step.op, &step.args);
+        let (told, aside) = adapter.told();
+        let expected = expectation(trace, mode, i);
+        let differs = |problem: Option<String>| Difference {
+            step: format!("step {i}: {} {} {}", step.conn, step.op, json!(step.args)),
+            expected: problem.unwrap_or_else(|| expected.text.to_string()),
+            got: describe(&answer, &told),
+        };
+        if adapter.now() != step.at {
+            return Err(differs(Some(format!("the clock at {}", step.at))));
+        }
+        judge.judge(i, step, expected, &answer, &told, &aside).map_err(differs)?;
+    }
+    Ok(Played { optional_steps })
+}
+
+fn expectation(trace: &Trace, mode: Mode, i: usize) -> &Expectation {
+    let modern = trace.modern.as_ref().filter(|_| mode == Mode::Modern);
+    modern.and_then(|modern| modern.observed.get(&i)).unwrap_or(&trace.observed[i])
+}
+
+fn describe(answer: &Answer, told: &[Notification]) -> String {
+    let mut text = match observation(answer) {
+        Ok(observation) => observation.to_string(),
+        Err(nonsense) => format!("{nonsense:?}"),
+    };
+    for Notification { event, token, data, .. } in told {
+        text += &format!(", {event:?} {token:?} {data}");
+    }
+    text
+}
+
+/// What is known of a trace between two steps.
+struct Judge {
+    mode: Mode,
+    ids: Ids,
+    owed: Vec<Owed>,
+    /// The steps that made the savepoints of each connection.
+    savepoints: BTreeMap<(String, String), usize>,
+}
+
+/// Ends that a step should have caused and that were not told yet.
+#[derive(Clone)]
+struct Owed {
+    conn: String,
+    step: usize,
+    /// One of these is what remains to be told.
+    choices: Vec<Vec<Notification>>,
+}
+
+impl Owed {
+    fn may_be_nothing(&self) -> bool {
+        self.choices.iter().any(Vec::is_empty)
+    }
+}
+
+/// A choice that a step agrees with, and what that means for the steps that follow.
+struct Agreed {
+    ids: Ids,
+    owed: Vec<Owed>,
+    /// Ends expected of this step and not told yet.
+    remains: Vec<Notification>,
+}
+
+impl Judge {
+    /// Compares a step; the error says what was expected if that was not the step's expectation.
+    fn judge(
+        &mut self,
+        i: usize,
+        step: &Step,
+        expected: &Expectation,
+        answer: &Answer,
+        told: &[Notification],
+        aside: &[Notification],
+    ) -> Result<(), Option<String>> {
+        if let Err(Failure::Nonsense(problem)) = answer {
+            return Err(Some(format!("a step that can be done: {problem}")));
+        }
+        self.forgive(step, answer);
+        for notification in aside {
+            pay(&mut self.owed, notification);
+        }
+        let Some(choices) = &expected.choices else {
+            for notification in told {
+                pay(&mut self.owed, notification);
+            }
+            self.owed.retain(|owed| !ends_transaction(step) || owed.conn != step.conn);
+            return Ok(());
+        };
+        let agreed: Vec<_> =
+            choices.iter().filter_map(|choice| self.agree(step, choice, answer, told)).collect();
+        let choices = agreed.iter().map(|agreed| agreed.remains.clone()).collect();
+        let Some(first) = agreed.into_iter().next() else { return Err(None) };
+        (self.ids, self.owed) = (first.ids, first.owed);
+        self.owed.push(Owed { conn: step.conn.clone(), step: i, choices });
+        self.owed.retain(|owed| owed.choices.iter().any(|choice| !choice.is_empty()));
+        self.note_savepoint(i, step);
+        if step.op == "commit" && answer.is_ok() {
+            self.collect(&step.conn)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a step agrees with one of its choices.
+    fn agree(
+        &self,
+        step: &Step,
+        choice: &Choice,
+        answer: &Answer,
+        told: &[Notification],
+    ) -> Option<Agreed> {
+        let mut ids = self.ids.clone();
+        let outcome = match (&choice.outcome, answer) {
+            (Wanted::Error(wanted), Err(Failure::Kind(kind))) => wanted == kind,
+            (Wanted::Result(wanted), Ok(result)) if step.op == "session.values" => {
+                ids.equal(&in_own_order(wanted), &in_own_order(result))
+            }
+            (Wanted::Result(wanted), Ok(result)) => ids.equal(wanted, result),
+            (Wanted::Containing(wanted), Ok(Json::Object(result))) => ids.contained(wanted, result),
+            _ => false,
+        };
+        let deferrable = self.mode == Mode::Modern && may_end_later(step);
+        let (late, remains) = align(told, &choice.notifications, deferrable)?;
+        let mut owed = self.owed.clone();
+        let paid = late.iter().all(|notification| pay(&mut owed, notification));
+        (outcome && paid).then_some(Agreed { ids, owed, remains })
+    }
+
+    /// What is owed for a transaction that ends without a commit will never be told.
+    fn forgive(&mut self, step: &Step, answer: &Answer) {
+        let conn = &step.conn;
+        match &*step.op {
+            "commit" if answer.is_ok() => {}
+            "rollback" if answer.is_ok() => {
+                let name = step.args["savepoint"].as_str().unwrap_or_default();
+                if let Some(at) = self.savepoints.get(&(conn.clone(), name.to_owned())) {
+                    self.owed.retain(|owed| owed.conn != *conn || owed.step < *at);
+                }
+            }
+            _ if ends_transaction(step) => self.owed.retain(|owed| owed.conn != *conn),
+            _ => {}
+        }
+    }
+
+    fn note_savepoint(&mut self, i: usize, step: &Step) {
+        if let ("savepoint", Some(name)) = (&*step.op, step.args.get("as").and_then(Json::as_str)) {
+            self.savepoints.insert((step.conn.clone(), name.to_owned()), i);
+        }
+    }
+
+    /// After a commit nothing may be owed.
+    fn collect(&mut self, conn: &str) -> Result<(), Option<String>> {
+        match self.owed.iter().find(|owed| owed.conn == conn && !owed.may_be_nothing()) {
+            Some(Owed { step, choices, .. }) => {
+                Err(Some(format!("that the end of step {step} is told by now: {choices:?}")))
+            }
+            None => {
+                self.owed.retain(|owed| owed.conn != conn);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether an end that this step causes may be told later.
+fn may_end_later(step: &Step) -> bool {
+    matches!(
+        &*step.op,
+        "container.delete" | "session.invalidate" | "container.new" | "container.new_or_existing"
+    )
+}
+
+fn ends_transaction(step: &Step) -> bool {
+    matches!(&*step.op, "commit" | "abort" | "begin" | "conn.open" | "conn.close" | "transact")
+}
+
+/// Matches what was told with what is expected, in order. Left over are ends that must have been
+/// owed, and expected ends that come later.
+fn align(
+    told: &[Notification],
+    wanted: &[Notification],
+    deferrable: bool,
+) -> Option<(Vec<Notification>, Vec<Notification>)> {
+    let (mut late, mut remains) = (Vec::new(), Vec::new());
+    let mut wanted = wanted.iter();
+    for notification in told {
+        let mut ahead = wanted.clone();
+        match ahead.position(|wanted| is_same(wanted, notification)) {
+            Some(skipped) => {
+                remains.extend(wanted.by_ref().take(skipped).cloned());
+                wanted = ahead;
+            }
+            None => late.push(notification.clone()),
+        }
+    }
+    remains.extend(wanted.cloned());
+    let ends = |notifications: &[Notification]| {
+        notifications.iter().all(|notification| notification.event == Event::Del)
+    };
+    let fits = ends(&late) && ends(&remains) && (deferrable || remains.is_empty());
+    fits.then_some((late, remains))
+}
+
+/// Takes an end off what is owed; false if it was not. What must come goes before what may.
+fn pay(owed: &mut [Owed], told: &Notification) -> bool {
+    let holds = |choice: &Vec<Notification>| choice.iter().any(|end| is_same(end, told));
+    let creditor = |must: bool| {
+        move |owed: &&mut Owed| owed.may_be_nothing() != must && owed.choices.iter().any(holds)
+    };
+    let found = match owed.iter_mut().find(creditor(true)) {
+        Some(found) => Some(found),
+        None => owed.iter_mut().find(creditor(false)),
+    };
+    let Some(found) = found else { return false };
+    found.choices.retain(holds);
+    for choice in &mut found.choices {
+        let at = choice.iter().position(|end| is_same(end, told));
+        choice.remove(at.expect("the others were dropped"));
+    }
+    true
+}
+
+/// Whether two callback calls are the same; what has ended may or may not call itself valid.
+fn is_same(wanted: &Notification, told: &Notification) -> bool {
+    wanted.event == told.event
+        && wanted.token == told.token
+        && Ids::default().equal(&wanted.data, &told.data)
+        && (wanted.event == Event::Del || wanted.valid == told.valid)
+}
+
+/// The numbers of the trace and the ids of the store, matched.
+#[derive(Clone, Default)]
+struct Ids {
+    own: BTreeMap<String, String>,
+    recorded: BTreeMap<String, String>,
+}
+
+impl Ids {
+    /// Whether two values are equal, ids by what they mean and numbers by value.
+    fn equal(&mut self, wanted: &Json, got: &Json) -> bool {
+        match (wanted, got) {
+            (Json::String(recorded), Json::String(own)) if own.starts_with(OWN_ID) => {
+                recorded.starts_with('#') && self.pair(recorded, own)
+            }
+            (Json::Number(wanted), Json::Number(got)) => {
+                wanted == got
+                    || (wanted.is_f64() || got.is_f64()) && wanted.as_f64() == got.as_f64()
+            }
+            (Json::Array(wanted), Json::Array(got)) => {
+                wanted.len() == got.len() && wanted.iter().zip(got).all(|(w, g)| self.equal(w, g))
+            }
+            (Json::Object(wanted), Json::Object(got)) => {
+                wanted.len() == got.len() && self.contained(wanted, got)
+            }
+            _ => wanted == got,
+        }
+    }
+
+    fn contained(&mut self, wanted: &Map<String, Json>, got: &Map<String, Json>) -> bool {
+        wanted.iter().all(|(key, wanted)| got.get(key).is_some_and(|got| self.equal(wanted, got)))
+    }
+
+    fn pair(&mut self, recorded: &str, own: &str) -> bool {
+        let mine = self.own.entry(recorded.to_owned()).or_insert_with(|| own.to_owned());
+        let theirs = self.recorded.entry(own.to_owned()).or_insert_with(|| recorded.to_owned());
+        mine == own && theirs == recorded
+    }
+}
+
+/// Values of a session come in the order of their texts, which two languages write differently.
+fn in_own_order(values: &Json) -> Json {
+    let mut values = values.as_array().cloned().unwrap_or_default();
+    values.sort_by_key(Json::to_string);
+    values.into()
+}
