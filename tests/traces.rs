@@ -79,6 +79,23 @@ fn mirror() {
     assert!(table.is_clean(), "some traces were not mirrored; see the table above");
 }
 
+/// What the last step of any trace comes to makes a difference.
+#[test]
+fn a_wrong_observation_is_found() {
+    for (path, trace) in load(&shipped()) {
+        let mut trace = trace.unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
+        if !AREAS.contains(&(&trace.area, true)) {
+            continue;
+        }
+        let last = trace.last_compared().expect("a trace compares something");
+        trace.expect(last, serde_json::json!({ "error": "of no kind" }));
+        let name = &trace.name;
+        let difference = judge::play(&trace, Engine::Memory, Mode::Modern).err();
+        let difference = difference.unwrap_or_else(|| panic!("{name} passed")).to_string();
+        assert!(difference.starts_with(&format!("step {last}:")), "{name}: {difference}");
+    }
+}
+
 /// The directory of the traces that come with the sources.
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces")

@@ -85,6 +85,7 @@ pub(crate) struct Notification {
     pub event: Event,
     pub token: String,
     pub data: Json,
+    #[serde(default)]
     pub valid: bool,
 }
 
@@ -138,6 +139,28 @@ impl Trace {
         let trace: Trace = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         trace.check()?;
         Ok(trace)
+    }
+
+    /// What a better store should do at a step.
+    pub(crate) fn expectation(&self, i: usize) -> &Expectation {
+        let better = self.modern.as_ref().and_then(|modern| modern.observed.get(&i));
+        better.unwrap_or(&self.observed[i])
+    }
+
+    /// The last step that is compared with anything.
+    pub(crate) fn last_compared(&self) -> Option<usize> {
+        (0..self.steps.len()).rev().find(|&i| {
+            self.expectation(i).choices.is_some() && !OPTIONAL.contains(&&*self.steps[i].op)
+        })
+    }
+
+    /// Expects something else of a step.
+    pub(crate) fn expect(&mut self, i: usize, text: Json) {
+        let expectation = Expectation::try_from(text).expect("this is an expectation");
+        match self.modern.as_mut().and_then(|modern| modern.observed.get_mut(&i)) {
+            Some(better) => *better = expectation,
+            None => self.observed[i] = expectation,
+        }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -23,8 +23,10 @@ use std::fmt;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::adapter::{Adapter, Answer, Engine, Failure, Mode, OWN_ID, observation};
+use super::adapter::{Adapter, Engine, Mode};
+use super::connection::OWN_ID;
 use super::format::{Choice, Event, Expectation, Notification, OPTIONAL, Step, Trace, Wanted};
+use super::steps::{Answer, Failure, observation};
 
 /// A trace that has passed.
 pub(crate) struct Played {
@@ -65,7 +67,10 @@ pub(crate) fn play(trace: &Trace, engine: Engine, mode: Mode) -> Result<Played, 
         }
         let answer = adapter.step(&step.conn, &step.op, &step.args);
         let (told, aside) = adapter.told();
-        let expected = expectation(trace, mode, i);
+        let expected = match mode {
+            Mode::Modern => trace.expectation(i),
+            Mode::Mirror => &trace.observed[i],
+        };
         let differs = |problem: Option<String>| Difference {
             step: format!("step {i}: {} {} {}", step.conn, step.op, json!(step.args)),
             expected: problem.unwrap_or_else(|| expected.text.to_string()),
@@ -77,11 +82,6 @@ pub(crate) fn play(trace: &Trace, engine: Engine, mode: Mode) -> Result<Played, 
         judge.judge(i, step, expected, &answer, &told, &aside).map_err(differs)?;
     }
     Ok(Played { optional_steps })
-}
-
-fn expectation(trace: &Trace, mode: Mode, i: usize) -> &Expectation {
-    let modern = trace.modern.as_ref().filter(|_| mode == Mode::Modern);
-    modern.and_then(|modern| modern.observed.get(&i)).unwrap_or(&trace.observed[i])
 }
 
 fn describe(answer: &Answer, told: &[Notification]) -> String {
@@ -149,6 +149,7 @@ impl Judge {
             for notification in told {
                 pay(&mut self.owed, notification);
             }
+            // What it did is unknown, so nothing is demanded.
             self.owed.retain(|owed| !ends_transaction(step) || owed.conn != step.conn);
             return Ok(());
         };
@@ -337,4 +338,136 @@ fn in_own_order(values: &Json) -> Json {
     let mut values = values.as_array().cloned().unwrap_or_default();
     values.sort_by_key(Json::to_string);
     values.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A trace of steps on one container whose sessions live for a minute and whose ends are
+    /// recorded: operation, arguments, what is expected.
+    fn trace(steps: &[(&str, Json, Json)]) -> Trace {
+        let step = |(op, args, _): &(&str, Json, Json)| {
+            let (conn, op) = op.split_once(' ').expect("a connection, then an operation");
+            json!({ "op": op, "conn": conn, "args": args, "at": 1_000 })
+        };
+        let steps_json: Vec<_> = steps.iter().map(step).collect();
+        let observed: Vec<_> = steps.iter().map(|(_, _, expected)| expected).collect();
+        let container = json!({
+            "timeout_minutes": 1, "period_seconds": 20, "limit": 0,
+            "on_add": null, "on_del": "record", "inband_housekeeping": true,
+        });
+        let trace = json!({
+            "name": "test", "area": "notifications", "wart": false,
+            "config": { "clock": 1_000, "container": container },
+            "steps": steps_json, "observed": observed,
+        });
+        serde_json::from_value(trace).expect("this is a trace")
+    }
+
+    /// The step that differs, if one does.
+    fn differs(steps: &[(&str, Json, Json)]) -> Option<String> {
+        play(&trace(steps), Engine::Memory, Mode::Modern).err().map(|difference| difference.step)
+    }
+
+    fn new(id: &str) -> (&'static str, Json, Json) {
+        let result = json!({ "result": { "token": "t", "id": id } });
+        ("A container.new", json!({ "key": "t", "as": "s" }), result)
+    }
+
+    fn commit() -> (&'static str, Json, Json) {
+        ("A commit", json!({}), json!({ "result": "committed" }))
+    }
+
+    fn plain(op: &'static str) -> (&'static str, Json, Json) {
+        (op, json!({ "key": "t", "session": "s", "as": "p", "savepoint": "p" }), nothing())
+    }
+
+    fn nothing() -> Json {
+        json!({ "result": null })
+    }
+
+    fn told() -> Json {
+        json!({
+            "result": null,
+            "notifications": [{ "event": "del", "token": "t", "data": {}, "valid": true }],
+        })
+    }
+
+    fn delete(expected: Json) -> (&'static str, Json, Json) {
+        ("A container.delete", json!({ "key": "t" }), expected)
+    }
+
+    #[test]
+    fn an_end_may_be_told_by_the_commit() {
+        assert_eq!(differs(&[new("#1"), commit(), delete(told()), commit()]), None);
+        let either = json!({ "any_of": [nothing(), told()] });
+        assert_eq!(differs(&[new("#1"), commit(), delete(either), commit()]), None);
+    }
+
+    #[test]
+    fn an_end_that_nobody_expects_is_too_much() {
+        let step = differs(&[new("#1"), commit(), delete(nothing()), commit()]);
+        assert_eq!(step.as_deref(), Some("step 3: A commit {}"));
+    }
+
+    #[test]
+    fn an_end_that_is_never_told_is_missed() {
+        // The session is not the one that ended, so that end stays owed.
+        let mut other = told();
+        other["notifications"][0]["token"] = json!("other");
+        let step = differs(&[new("#1"), delete(other), commit()]);
+        assert_eq!(step.as_deref(), Some("step 2: A commit {}"));
+        let off = ("A container.set_on_del", json!({ "callback": null }), nothing());
+        let step = differs(&[new("#1"), off, delete(told()), commit()]);
+        assert_eq!(step.as_deref(), Some("step 3: A commit {}"));
+    }
+
+    #[test]
+    fn an_abort_forgives_an_end() {
+        for abort in ["A abort", "A begin", "A conn.open"] {
+            let steps = [new("#1"), commit(), delete(told()), plain(abort), commit()];
+            assert_eq!(differs(&steps), None, "{abort}");
+        }
+        let (savepoint, rollback) = (plain("A savepoint"), plain("A rollback"));
+        let steps = [new("#1"), commit(), savepoint, delete(told()), rollback, commit()];
+        assert_eq!(differs(&steps), None);
+    }
+
+    #[test]
+    fn ids_are_matched_one_to_one() {
+        assert_eq!(differs(&[new("#7"), delete(told()), new("#3")]), None);
+        let step = differs(&[new("#7"), delete(told()), new("#7")]);
+        assert!(step.is_some_and(|step| step.starts_with("step 2")));
+        let get = |id: &str| {
+            let expected = json!({ "result": { "token": "t", "id": id } });
+            ("A container.get", json!({ "key": "t" }), expected)
+        };
+        assert_eq!(differs(&[new("#7"), get("#7")]), None);
+        assert!(differs(&[new("#7"), get("#8")]).is_some());
+    }
+
+    #[test]
+    fn settings_are_part_of_transactions() {
+        fn set(op: &str) -> (&str, Json, Json) {
+            (op, json!({ "callback": null, "enabled": true, "limit": 9 }), nothing())
+        }
+        let conflict = || ("B commit", json!({}), json!({ "error": "ConflictError" }));
+        let settings = ["container.set_on_add", "container.set_inband", "container.set_limit"];
+        for (mine, theirs) in settings.iter().flat_map(|m| settings.iter().map(move |t| (m, t))) {
+            let (mine, theirs) = (format!("A {mine}"), format!("B {theirs}"));
+            let steps = [plain("B conn.open"), set(&mine), set(&theirs), commit(), conflict()];
+            assert_eq!(differs(&steps), None, "{mine}, {theirs}");
+        }
+        let off = ("A container.set_inband", json!({ "enabled": false }), nothing());
+        let on = ("A container.inband", json!({}), json!({ "result": true }));
+        assert_eq!(differs(&[off, plain("A abort"), on]), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_fails_whatever_is_expected() {
+        for step in ["A container.frobnicate", "A frobnicate", "A request.start", "B abort"] {
+            assert!(differs(&[(step, json!({}), json!({ "ignore": true }))]).is_some(), "{step}");
+        }
+    }
 }

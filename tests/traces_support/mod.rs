@@ -1,6 +1,9 @@
 //! What it takes to play a trace: reading it, doing its steps, listening, judging.
 
 pub(crate) mod adapter;
+mod clock;
+mod connection;
 pub(crate) mod format;
 pub(crate) mod judge;
-pub(crate) mod listening;
+mod listening;
+mod steps;
