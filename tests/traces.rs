@@ -5,15 +5,19 @@
 //! against the public API, on both engines, and every step is judged:
 //!
 //! ```text
-//!   format.rs      a file: steps, observations, what a better store should do instead
-//!   adapter.rs     a step -> calls of the API -> a result or a kind of error
-//!   listening.rs   what the listeners were told meanwhile
-//!   judge.rs       does that match what is expected of the step?
+//!   format.rs       a file: steps, observations, what a better store should do instead
+//!   adapter.rs      a step -> calls of the API -> a result or a kind of error
+//!     connection.rs   ... of one connection: its transaction, handles, savepoints, settings
+//!     steps.rs        ... from and to the words of the traces
+//!     clock.rs        ... at a time of the trace's own
+//!   listening.rs    what the listeners were told meanwhile
+//!   judge.rs        does that match what is expected of the step?
 //! ```
 //!
 //! `traces` plays all of them in *modern* mode: where the original has a wart, the trace says what
 //! is expected of a better store. `mirror` shows that the original can be mirrored all the same:
 //! with the resolver `zope_last_modified` the traces of concurrent writes match what was recorded.
+//! `a_wrong_observation_is_found` shows that this is not because everything matches.
 //!
 //! `SESSILE_TRACES=dir cargo test --test traces` plays the traces of another directory. Areas that
 //! sessile does not have yet are counted as skipped, never as passed.
