@@ -63,7 +63,7 @@ fn traces() {
             Err(problem) => table.problems.push(format!("{}: {problem}", path.display())),
         }
     }
-    table.print(AREAS.iter().copied());
+    table.print(&AREAS, "");
     assert!(table.is_clean(), "some traces failed; see the table above");
 }
 
@@ -79,7 +79,7 @@ fn mirror() {
         }
     }
     assert!(!found.contains(&0), "traces to mirror are missing: found {found:?} of {MIRRORED:?}");
-    table.print([("conflicts", true)]);
+    table.print(&[("conflicts", true)], " in mirror mode");
     assert!(table.is_clean(), "some traces were not mirrored; see the table above");
 }
 
@@ -166,12 +166,12 @@ impl Table {
     }
 
     /// Prints past libtest, which would keep the table of a test that passes to itself.
-    fn print<'a>(&self, areas: impl IntoIterator<Item = (&'a str, bool)>) {
+    fn print(&self, areas: &[(&str, bool)], mode: &str) {
         let mut lines = String::from("\n");
         let none = Tally::default();
         for (area, played) in areas {
-            let tally = self.areas.get(area).unwrap_or(&none);
-            lines += &format!("{area}: {}\n", tally.summary(played));
+            let tally = self.areas.get(*area).unwrap_or(&none);
+            lines += &format!("{area}{mode}: {}\n", tally.summary(*played));
             for (name, failures) in &tally.failed {
                 for failure in failures {
                     lines += &format!("  {name}, {failure}\n");

@@ -155,10 +155,10 @@ impl Judge {
         };
         let agreed: Vec<_> =
             choices.iter().filter_map(|choice| self.agree(step, choice, answer, told)).collect();
-        let choices = agreed.iter().map(|agreed| agreed.remains.clone()).collect();
+        let remains = agreed.iter().map(|agreed| agreed.remains.clone()).collect();
         let Some(first) = agreed.into_iter().next() else { return Err(None) };
         (self.ids, self.owed) = (first.ids, first.owed);
-        self.owed.push(Owed { conn: step.conn.clone(), step: i, choices });
+        self.owed.push(Owed { conn: step.conn.clone(), step: i, choices: remains });
         self.owed.retain(|owed| owed.choices.iter().any(|choice| !choice.is_empty()));
         self.note_savepoint(i, step);
         if step.op == "commit" && answer.is_ok() {
