@@ -313,10 +313,13 @@ impl Transaction {
     pub fn set_policy(&self, container: &Container, policy: Policy) -> Result<(), Error> {
         policy.validate()?;
         let id = self.container_id(container)?;
-        let (_, before) = self.inner.policy(id)?;
-        if *before != policy {
-            self.inner.lock()?.policies.insert(id, Arc::new(policy));
-        }
+        let stored = self.inner.container(id)?;
+        let mut state = self.inner.lock()?;
+        // What is set to what it was is no change.
+        match *stored.policy == policy {
+            true => state.policies.remove(&id),
+            false => state.policies.insert(id, Arc::new(policy)),
+        };
         Ok(())
     }
 
