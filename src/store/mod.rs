@@ -412,3 +412,63 @@ const NAME_BYTES_MAX: usize = 255;
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::engine::memory::Memory;
+    use crate::engine::{Batch, OnCheckpoint};
+
+    /// A disk that breaks when it is told to.
+    struct Fragile {
+        memory: Memory,
+        broken: Arc<AtomicBool>,
+    }
+
+    impl Engine for Fragile {
+        fn on_checkpoint(&mut self, callback: OnCheckpoint) {
+            self.memory.on_checkpoint(callback);
+        }
+
+        fn apply(&self, batch: &Batch) -> Result<(), Error> {
+            match self.broken.load(Ordering::SeqCst) {
+                true => Err(Error::storage(std::io::Error::other("the disk is broken"))),
+                false => self.memory.apply(batch),
+            }
+        }
+
+        fn close(&self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn after_a_failure_of_the_storage_nothing_is_visible_and_reads_go_on() {
+        let broken = Arc::new(AtomicBool::new(false));
+        let (memory, recovered) = Memory::open();
+        let engine = Fragile { memory, broken: Arc::clone(&broken) };
+        let options = Options::new().sweep_every(None);
+        let store = Store::start(options, engine, recovered).unwrap();
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        store.transact(|txn| txn.create(&shop, "ada")?.insert("n", 1)).unwrap();
+        let before = store.begin().unwrap();
+
+        broken.store(true, Ordering::SeqCst);
+        let write = || store.transact(|txn| txn.get_or_create(&shop, "ada")?.insert("n", 2));
+        assert!(matches!(write(), Err(Error::Storage(_))));
+        let create = store.transact(|txn| txn.create(&shop, "bob").map(|_| ()));
+        assert!(matches!(create, Err(Error::Storage(_))));
+        // Once is for ever: what the disk holds now is not known.
+        broken.store(false, Ordering::SeqCst);
+        assert!(matches!(write(), Err(Error::Storage(_))));
+
+        for txn in [before, store.begin().unwrap()] {
+            let ada = txn.peek(&shop, "ada").unwrap().unwrap();
+            assert_eq!(ada.get::<u32>("n").unwrap(), Some(1));
+            assert_eq!(txn.len(&shop).unwrap(), 1);
+        }
+        assert!(matches!(store.close(), Err(Error::Storage(_))));
+    }
+}

@@ -14,7 +14,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-use redb::{Builder, Database, DatabaseError, StorageError};
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, StorageError};
 
 use crate::error::Error;
 
@@ -31,13 +31,14 @@ pub(crate) enum Mode {
     Create,
 }
 
-/// Opens the database of a store, made by `fill` if there is none, and locks the directory for as
-/// long as the file that is returned lives.
+/// Opens the database of a store, which `fill` fills if there is none yet and `identify` knows for
+/// ours if there is, and locks the directory for as long as the file that is returned lives.
 pub(super) fn open(
     path: &Path,
     mode: Mode,
     builder: &Builder,
     fill: impl FnOnce(&Database) -> Result<(), Error>,
+    identify: impl FnOnce(&ReadOnlyDatabase) -> Result<(), Error>,
 ) -> Result<(Database, File), Error> {
     let not_a_store =
         |reason: &str| Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() };
@@ -58,7 +59,15 @@ pub(super) fn open(
         // redb would take it for a new database.
         return Err(not_a_store("sessions.redb is empty"));
     }
-    Ok((database(path, builder.open(&file))?, lock))
+    // To open a database is to write to it: look first, so that what is refused stays as it is.
+    match builder.open_read_only(&file) {
+        Ok(database) => identify(&database)?,
+        // Its process was killed. It must be repaired before anybody can look.
+        Err(DatabaseError::RepairAborted) => {}
+        Err(error) => return Err(refusal(path, error)),
+    }
+    let database = builder.open(&file).map_err(|error| refusal(path, error))?;
+    Ok((database, lock))
 }
 
 /// Whether a store lies at the path; an error if something else does.
@@ -99,7 +108,7 @@ fn make(
         _ => {}
     }
     private_file().create_new(true).open(&attempt).map_err(Error::storage)?;
-    let database = database(path, builder.create(&attempt))?;
+    let database = builder.create(&attempt).map_err(|error| refusal(path, error))?;
     fill(&database)?;
     database.close().map_err(Error::storage)?;
     fs::rename(&attempt, path.join(DATABASE)).map_err(Error::storage)?;
@@ -115,9 +124,10 @@ fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-fn database(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Database, Error> {
+/// What redb's refusal to open a database means.
+fn refusal(path: &Path, error: DatabaseError) -> Error {
     let not_a_store = |reason: String| Error::NotAStore { path: path.to_owned(), reason };
-    opened.map_err(|error| match error {
+    match error {
         DatabaseError::DatabaseAlreadyOpen => Error::AlreadyOpen { path: path.to_owned() },
         DatabaseError::UpgradeRequired(version) => {
             not_a_store(format!("sessions.redb has redb's file format {version}"))
@@ -131,7 +141,7 @@ fn database(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Data
             Error::Corrupt { table: DATABASE, reason }
         }
         error => Error::storage(error),
-    })
+    }
 }
 
 /// Sessions are private: only the owner may enter.

@@ -66,33 +66,20 @@ impl Tables {
     pub(super) fn open(path: &Path, mode: Mode) -> Result<(Self, Recovered), Error> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let (database, lock) = directory::open(path, mode, &builder, create)?;
+        let (database, lock) =
+            directory::open(path, mode, &builder, create, |database| identify(database, path))?;
+        // Once more: one that needed a repair could not be looked at before.
+        identify(&database, path)?;
         let tables = Tables { open: Mutex::new(Some((database, lock))) };
-        let recovered = tables.recover(path)?;
+        let recovered = tables.recover()?;
         Ok((tables, recovered))
     }
 
-    fn recover(&self, path: &Path) -> Result<Recovered, Error> {
+    fn recover(&self) -> Result<Recovered, Error> {
         let (meta, containers) = self.with(|database| {
             let txn = storage!(database.begin_read())?;
-            let meta = txn.open_table(META);
-            if let Err(redb::TableError::TableDoesNotExist(_)) = meta {
-                return Err(Error::NotAStore {
-                    path: path.to_owned(),
-                    reason: "sessions.redb has no table `meta`".to_owned(),
-                });
-            }
-            Ok((storage!(meta)?, storage!(txn.open_table(CONTAINERS))?))
+            Ok((storage!(txn.open_table(META))?, storage!(txn.open_table(CONTAINERS))?))
         })?;
-        let number = |name| -> Result<u64, Error> {
-            let row = storage!(meta.get(name))?;
-            row.map(|n| n.value())
-                .ok_or_else(|| records::corrupt("meta", &format!("`{name}` is missing")))
-        };
-        let format = u32::try_from(number(META_FORMAT)?).unwrap_or(u32::MAX);
-        if format != FORMAT {
-            return Err(Error::Format { found: format, supported: FORMAT });
-        }
         let mut found = Vec::new();
         for row in storage!(containers.iter())? {
             let (id, state) = storage!(row)?;
@@ -100,8 +87,8 @@ impl Tables {
         }
         Ok(Recovered {
             view: Arc::new(self.view()?),
-            revision: Revision(number(META_REVISION)?),
-            time: Time::from_micros(number(META_TIME)?),
+            revision: Revision(number(&meta, META_REVISION)?),
+            time: Time::from_micros(number(&meta, META_TIME)?),
             containers: found,
         })
     }
@@ -171,6 +158,28 @@ impl Tables {
         let (database, _) = open.as_ref().ok_or(Error::Closed)?;
         work(database)
     }
+}
+
+/// Refuses a database that is none of ours, or of another format.
+fn identify(database: &impl ReadableDatabase, path: &Path) -> Result<(), Error> {
+    let txn = storage!(database.begin_read())?;
+    let meta = txn.open_table(META);
+    if let Err(redb::TableError::TableDoesNotExist(_)) = meta {
+        return Err(Error::NotAStore {
+            path: path.to_owned(),
+            reason: "sessions.redb has no table `meta`".to_owned(),
+        });
+    }
+    let format = u32::try_from(number(&storage!(meta)?, META_FORMAT)?).unwrap_or(u32::MAX);
+    match format {
+        FORMAT => Ok(()),
+        found => Err(Error::Format { found, supported: FORMAT }),
+    }
+}
+
+fn number(meta: &ReadOnlyTable<&'static str, u64>, name: &str) -> Result<u64, Error> {
+    let row = storage!(meta.get(name))?;
+    row.map(|n| n.value()).ok_or_else(|| records::corrupt("meta", &format!("`{name}` is missing")))
 }
 
 /// Makes the tables of a new store.
