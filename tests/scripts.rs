@@ -33,7 +33,8 @@
 //!
 //! Everything else is said by a *client* (`a`, `b`, …), who owns at most one transaction: `a: begin`,
 //! `commit`, `abort`, `savepoint s`, `rollback s`, or all at once `a: transact get alice n; insert
-//! alice n=2`, where `meanwhile b: commit` lets another client in, on the first attempt only. What is
+//! alice n=2`, where `meanwhile b: commit` lets another client in, on the first attempt only, and
+//! `always b: …` on each. What is
 //! called on a transaction or a session has the name it has in the API. An argument more makes the
 //! difference: `get alice` is an access, `get alice n` reads an attribute. A handle is kept under the
 //! key (or another name: `get alice as old`) and a key without one is looked at by `peek`, which is
@@ -385,7 +386,7 @@ impl Player {
                     self.say(line);
                 }
                 if ends.is_empty() {
-                    self.say("nobody was told of an end");
+                    self.say("no end was recorded");
                 }
             }
             ["events"] => self.events(),
@@ -507,10 +508,11 @@ impl Player {
                     attempt += 1;
                     self.forget_handles(who);
                     for step in work.split("; ") {
-                        match step.strip_prefix("meanwhile ") {
-                            Some(other) if attempt == 1 => self.command(other),
-                            Some(_) => {}
-                            None => self.step(who, Some(txn), step)?,
+                        match step.split_once(' ') {
+                            Some(("meanwhile", other)) if attempt == 1 => self.command(other),
+                            Some(("meanwhile", _)) => {}
+                            Some(("always", other)) => self.command(other),
+                            _ => self.step(who, Some(txn), step)?,
                         }
                     }
                     Ok(())
