@@ -77,7 +77,9 @@ fn scripts() {
         let files = fs::read_dir(folder.expect("an entry").path()).expect("only folders lie there");
         paths.extend(files.map(|file| file.expect("an entry").path()));
     }
-    paths.retain(|path| path.strip_prefix(&root).is_ok_and(|p| p.to_string_lossy().contains(&wanted)));
+    paths.retain(|path| {
+        path.strip_prefix(&root).is_ok_and(|p| p.to_string_lossy().contains(&wanted))
+    });
     paths.sort();
     assert!(!paths.is_empty(), "no script has `{wanted}` in its path");
 
@@ -171,7 +173,8 @@ impl Script {
     }
 
     fn text(&self) -> String {
-        let block = |b: &Block| [b.input.join("\n"), "---".to_owned(), b.output.join("\n")].join("\n");
+        let block =
+            |b: &Block| [b.input.join("\n"), "---".to_owned(), b.output.join("\n")].join("\n");
         self.blocks.iter().map(block).collect::<Vec<_>>().join("\n\n") + "\n"
     }
 }
@@ -679,18 +682,20 @@ impl Player {
                     "touch" => session.touch(),
                     "invalidate" => session.invalidate(),
                     "extend" => session.extend(names.iter().map(|word| attribute(word))),
-                    write => names.iter().map(|word| attribute(word)).try_for_each(|(name, value)| {
-                        match write {
-                            "insert" => session.insert(name, value),
-                            "add" => session.add(name, amount(&value)),
-                            "max" => session.max(name, value),
-                            "min" => session.min(name, value),
-                            "union" => session.union(name, value),
-                            "append" => session.append(name, value, 3),
-                            "set_if_absent" => session.set_if_absent(name, value),
-                            _ => panic!("no such call: {words:?}"),
-                        }
-                    }),
+                    write => {
+                        names.iter().map(|word| attribute(word)).try_for_each(|(name, value)| {
+                            match write {
+                                "insert" => session.insert(name, value),
+                                "add" => session.add(name, amount(&value)),
+                                "max" => session.max(name, value),
+                                "min" => session.min(name, value),
+                                "union" => session.union(name, value),
+                                "append" => session.append(name, value, 3),
+                                "set_if_absent" => session.set_if_absent(name, value),
+                                _ => panic!("no such call: {words:?}"),
+                            }
+                        })
+                    }
                 }?;
                 String::new()
             }
@@ -704,7 +709,10 @@ impl Player {
                 for merged in &report.merged {
                     let key = self.key(&merged.container, &text(merged.key.as_bytes()));
                     let (base, stored, names) = (merged.base, merged.stored, &merged.attributes);
-                    more.push(format!("merged {key}: base {base}, stored {stored}, {}", listed(names)));
+                    more.push(format!(
+                        "merged {key}: base {base}, stored {stored}, {}",
+                        listed(names)
+                    ));
                 }
                 for ended in &report.ended {
                     let key = text(ended.key.as_bytes());
