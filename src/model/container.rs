@@ -31,8 +31,7 @@ pub(crate) struct ContainerState {
 impl ContainerState {
     /// Takes in a new policy.
     pub(crate) fn set_policy(&mut self, policy: Arc<Policy>, revision: Revision) {
-        let forever = |secs| if secs == 0 { u64::MAX } else { secs };
-        if forever(policy.timeout_secs) < forever(self.policy.timeout_secs) {
+        if policy.lifetime_secs() < self.policy.lifetime_secs() {
             self.refile_from = Some(Key::from(""));
         }
         self.policy = policy;

@@ -175,6 +175,14 @@ impl Policy {
         self
     }
 
+    /// The timeout as a number that can be compared: the greater, the longer sessions live.
+    pub(crate) fn lifetime_secs(&self) -> u64 {
+        match self.timeout_secs {
+            0 => u64::MAX,
+            secs => secs,
+        }
+    }
+
     pub(crate) fn rule_of(&self, attribute: &str) -> &Rule {
         self.rules.get(attribute).unwrap_or(&self.default_rule)
     }

@@ -251,10 +251,8 @@ impl<'a> Round<'a> {
     }
 
     fn judge_transaction(&mut self, intent: &Intent) -> Result<Outcome, Error> {
-        let revision = self.revision.next();
-        let mut outcome = Outcome::default();
         for (id, change) in &intent.policies {
-            let mut state = ContainerState::clone(&self.containers[id]);
+            let state = &self.containers[id];
             if state.policy_revision != change.base {
                 return Err(Error::Conflict(Conflict {
                     reason: ConflictReason::Policy,
@@ -264,6 +262,16 @@ impl<'a> Round<'a> {
                     stored: state.policy_revision,
                 }));
             }
+            // What has expired never becomes valid again, swept or not: it ends before the longer
+            // timeout takes effect.
+            if state.policy.lifetime_secs() < change.policy.lifetime_secs() {
+                self.end_due(*id, &BTreeMap::new(), u64::MAX)?;
+            }
+        }
+        let revision = self.revision.next();
+        let mut outcome = Outcome::default();
+        for (id, change) in &intent.policies {
+            let mut state = ContainerState::clone(&self.containers[id]);
             state.set_policy(Arc::clone(&change.policy), revision);
             outcome.containers.insert(*id, state);
         }
@@ -311,17 +319,28 @@ impl<'a> Round<'a> {
             }
             // Make room by ending what is due, which is no part of this transaction. It is judged
             // again afterwards, under the revision that follows.
-            let mut room = Outcome::default();
-            for key in self.due(*id, &intent.drafts, count - limit)? {
-                self.sweep(&mut room, (*id, key), |_| true);
-            }
-            if room.ends.is_empty() {
+            if self.end_due(*id, &intent.drafts, count - limit)? == 0 {
                 return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
             }
-            self.accept(room);
             return self.judge_transaction(intent);
         }
         Ok(outcome)
+    }
+
+    /// Ends up to `wanted` sessions that are due, in a commit of their own; how many there were.
+    fn end_due(
+        &mut self,
+        id: ContainerId,
+        except: &BTreeMap<Place, Draft>,
+        wanted: u64,
+    ) -> Result<usize, Error> {
+        let mut outcome = Outcome::default();
+        for key in self.due(id, except, wanted)? {
+            self.sweep(&mut outcome, (id, key), |_| true);
+        }
+        let ended = outcome.ends.len();
+        self.accept(outcome);
+        Ok(ended)
     }
 
     /// Up to `wanted` sessions that have expired and not ended, without those in `except`.

@@ -123,8 +123,11 @@ fn change(
     if touched.is_expired(policy, now) {
         return match life.demands() {
             true => Err(Unsettled::Expired(conflict(ConflictReason::Ended, Some(stored)))),
-            // The sweep ends it.
-            false => Ok(()),
+            // An access that came too late to help: it ends here, and takes up no more room.
+            false => {
+                settled.ends.extend(settled.record.take().map(|gone| (gone, EndReason::Expired)));
+                Ok(())
+            }
         };
     }
     let refused = |refusal| match refusal {
