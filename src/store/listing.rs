@@ -9,14 +9,14 @@ use crate::model::container::ContainerId;
 use crate::model::key::Key;
 use crate::model::session::{Record, SessionId};
 use crate::store::session::Session;
-use crate::store::transaction::Inner;
 use crate::store::versions::{Pinned, first_row};
+use crate::store::workspace::Workspace;
 
 const PAGE: usize = 256;
 
 /// A walk through one container. Holds a view of the tables for as long as it lives.
 pub(crate) struct Listing {
-    inner: Arc<Inner>,
+    workspace: Arc<Workspace>,
     container: ContainerId,
     pinned: Pinned,
     /// What the snapshot holds, if anything, of the keys that come next.
@@ -26,19 +26,20 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    pub(crate) fn new(inner: &Arc<Inner>, container: ContainerId) -> Result<Self, Error> {
-        let pinned = inner.core.versions.pin(container, inner.snapshot.revision());
-        inner.check_age()?;
+    pub(crate) fn new(workspace: &Arc<Workspace>, container: ContainerId) -> Result<Self, Error> {
+        let pinned = workspace.core.versions.pin(container, workspace.snapshot.revision());
+        workspace.check_age()?;
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
-        Ok(Listing { inner: Arc::clone(inner), container, pinned, page, next })
+        Ok(Listing { workspace: Arc::clone(workspace), container, pinned, page, next })
     }
 
     /// How many of the snapshot's sessions have expired by now, without those that this
     /// transaction has touched.
     pub(crate) fn expired(&self) -> Result<u64, Error> {
-        let (state, policy) = self.inner.policy(self.container)?;
-        let drafted = self.inner.drafted(self.container)?;
-        let now = self.inner.core.now();
+        let state = self.workspace.container(self.container)?;
+        let policy = self.workspace.policy(self.container)?;
+        let drafted = self.workspace.drafted(self.container)?;
+        let now = self.workspace.core.now();
         let is_expired =
             |key: &Key, record: &Record| record.is_expired(&policy, now) && !drafted.contains(key);
         let mut expired = 0;
@@ -69,7 +70,7 @@ impl Listing {
         let (rows, next) = self.pinned.scan(self.container, &from, PAGE)?;
         let mut page: BTreeMap<_, _> =
             rows.into_iter().map(|(key, record)| (key, Some(record))).collect();
-        for key in self.inner.drafted(self.container)? {
+        for key in self.workspace.drafted(self.container)? {
             if key >= from && next.as_ref().is_none_or(|next| key < *next) {
                 page.entry(key).or_insert(None);
             }
@@ -87,9 +88,8 @@ impl Listing {
                 self.fill()?;
                 continue;
             };
-            let (_, policy) = self.inner.policy(self.container)?;
             let place = (self.container, key);
-            if let Some(id) = self.inner.sees(&place, base.as_ref(), &policy)? {
+            if let Some(id) = self.workspace.sees(&place, base.as_ref())? {
                 return Ok(Some((place.1, id)));
             }
         }
@@ -131,8 +131,8 @@ impl Iterator for Sessions {
 
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.0.step()?;
-        let Listing { inner, container, .. } = &self.0;
-        Some(step.map(|(key, id)| Session::new(Arc::clone(inner), (*container, key), id)))
+        let Listing { workspace, container, .. } = &self.0;
+        Some(step.map(|(key, id)| Session::new(Arc::clone(workspace), (*container, key), id)))
     }
 }
 

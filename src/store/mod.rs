@@ -21,6 +21,7 @@ mod stats;
 mod threads;
 mod transaction;
 mod versions;
+mod workspace;
 
 use std::collections::BTreeMap;
 use std::fmt;

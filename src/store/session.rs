@@ -14,7 +14,7 @@ use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Revision, SessionId};
 use crate::model::value::{Amount, Op, Value};
-use crate::store::transaction::Inner;
+use crate::store::workspace::Workspace;
 
 /// One session within one transaction: one generation of its key, whoever takes the key later.
 ///
@@ -37,14 +37,14 @@ use crate::store::transaction::Inner;
 /// [`Error::TransactionOver`], [`Error::SnapshotTooOld`] and the errors of the storage.
 #[derive(Clone)]
 pub struct Session {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) workspace: Arc<Workspace>,
     pub(crate) place: Place,
     id: SessionId,
 }
 
 impl Session {
-    pub(crate) fn new(inner: Arc<Inner>, place: Place, id: SessionId) -> Self {
-        Session { inner, place, id }
+    pub(crate) fn new(workspace: Arc<Workspace>, place: Place, id: SessionId) -> Self {
+        Session { workspace, place, id }
     }
 
     /// What the session is filed under.
@@ -425,7 +425,7 @@ impl Session {
     }
 
     fn with_policy<T>(&self, work: impl FnOnce(&mut Life, &Policy, Time) -> T) -> Result<T, Error> {
-        self.inner.with_draft(&self.place, |draft, policy, now| {
+        self.workspace.with_draft(&self.place, |draft, policy, now| {
             let life = draft.generation(self.id).filter(|life| life.is_live(policy, now));
             Ok(work(life.ok_or(Error::Ended)?, policy, now))
         })?

@@ -1,0 +1,244 @@
+//! What a transaction and its handles share: the snapshot, and all that is to change.
+//!
+//! Everything goes through one lock, so that handles may be used from several threads. It is held
+//! while a session is read, and never while somebody else's code runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::{ContainerId, ContainerState, Place};
+use crate::model::draft::Draft;
+use crate::model::key::Key;
+use crate::model::policy::Policy;
+use crate::model::session::{Record, SessionId};
+use crate::store::commit::{Intent, PolicyChange};
+use crate::store::core::Core;
+use crate::store::lock;
+use crate::store::snapshots::Snapshot;
+
+pub(crate) struct Workspace {
+    pub core: Arc<Core>,
+    pub snapshot: Snapshot,
+    state: Mutex<State>,
+}
+
+/// What a transaction has done so far.
+#[derive(Default)]
+pub(crate) struct State {
+    over: bool,
+    changes: Changes,
+    /// The containers as the snapshot shows them, once they were asked for.
+    containers: BTreeMap<ContainerId, Arc<ContainerState>>,
+    savepoints: Vec<(u64, Changes)>,
+    /// How many start listeners are running inside each other.
+    pub starting: usize,
+}
+
+#[derive(Clone, Default)]
+struct Changes {
+    drafts: BTreeMap<Place, Draft>,
+    policies: BTreeMap<ContainerId, Pending>,
+}
+
+/// A policy that this transaction has set.
+#[derive(Clone)]
+struct Pending {
+    policy: Arc<Policy>,
+    /// The same, as it decides who lives within this transaction: a longer timeout holds from the
+    /// commit on, because what has expired must not become valid again.
+    meanwhile: Arc<Policy>,
+}
+
+impl Workspace {
+    pub(crate) fn new(core: Arc<Core>) -> Result<Self, Error> {
+        let snapshot = core.begin()?;
+        Ok(Workspace { core, snapshot, state: Mutex::default() })
+    }
+
+    /// The state of a transaction that is not over and whose snapshot holds.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = lock(&self.state);
+        if state.over {
+            return Err(Error::TransactionOver);
+        }
+        self.check_age()?;
+        Ok(state)
+    }
+
+    /// An error if what the snapshot saw may be gone. A read asks afterwards.
+    pub(crate) fn check_age(&self) -> Result<(), Error> {
+        let age = self.core.clock.elapsed().saturating_sub(self.snapshot.begun());
+        match self.snapshot.is_given_up() || age >= self.core.bounds.snapshot_age_max {
+            true => Err(Error::SnapshotTooOld { age }),
+            false => Ok(()),
+        }
+    }
+
+    /// A container as the snapshot shows it.
+    pub(crate) fn container(&self, id: ContainerId) -> Result<Arc<ContainerState>, Error> {
+        Ok(Arc::clone(self.lock()?.container(self, id)))
+    }
+
+    /// The policy that decides who lives within this transaction.
+    pub(crate) fn policy(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
+        let mut state = self.lock()?;
+        if let Some(pending) = state.changes.policies.get(&id) {
+            return Ok(Arc::clone(&pending.meanwhile));
+        }
+        Ok(Arc::clone(&state.container(self, id).policy))
+    }
+
+    /// The policy that this transaction has set, or the stored one.
+    pub(crate) fn settings(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
+        let mut state = self.lock()?;
+        if let Some(pending) = state.changes.policies.get(&id) {
+            return Ok(Arc::clone(&pending.policy));
+        }
+        Ok(Arc::clone(&state.container(self, id).policy))
+    }
+
+    pub(crate) fn set_policy(&self, id: ContainerId, policy: Policy) -> Result<(), Error> {
+        let mut state = self.lock()?;
+        let stored = Arc::clone(&state.container(self, id).policy);
+        // What is set to what it was is no change.
+        if *stored == policy {
+            state.changes.policies.remove(&id);
+            return Ok(());
+        }
+        let mut meanwhile = policy.clone();
+        if policy.lifetime_secs() > stored.lifetime_secs() {
+            meanwhile.timeout_secs = stored.timeout_secs;
+        }
+        let pending = Pending { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
+        state.changes.policies.insert(id, pending);
+        Ok(())
+    }
+
+    /// Works on what this transaction has done to a key so far.
+    pub(crate) fn with_draft<T>(
+        &self,
+        place: &Place,
+        work: impl FnOnce(&mut Draft, &Policy, Time) -> T,
+    ) -> Result<T, Error> {
+        let mut state = self.lock()?;
+        state.container(self, place.0);
+        let State { changes: Changes { drafts, policies }, containers, .. } = &mut *state;
+        let policy = match policies.get(&place.0) {
+            Some(pending) => &pending.meanwhile,
+            None => &containers[&place.0].policy,
+        };
+        let draft = match drafts.get_mut(place) {
+            Some(draft) => draft,
+            None => {
+                let base = self.core.versions.read(place, self.snapshot.revision())?;
+                self.check_age()?;
+                drafts.entry(place.clone()).or_insert(Draft::new(base))
+            }
+        };
+        Ok(work(draft, policy, self.core.now()))
+    }
+
+    /// The session that this transaction sees under a key of which `base` is in the snapshot,
+    /// without making a draft of it.
+    pub(crate) fn sees(
+        &self,
+        place: &Place,
+        base: Option<&Arc<Record>>,
+    ) -> Result<Option<SessionId>, Error> {
+        let policy = self.policy(place.0)?;
+        let (state, now) = (self.lock()?, self.core.now());
+        Ok(match state.changes.drafts.get(place) {
+            Some(draft) => draft.live(&policy, now).map(|life| life.base.id),
+            None => base.filter(|record| !record.is_expired(&policy, now)).map(|record| record.id),
+        })
+    }
+
+    /// The keys of a container that have drafts.
+    pub(crate) fn drafted(&self, id: ContainerId) -> Result<Vec<Key>, Error> {
+        let state = self.lock()?;
+        let drafts = state.changes.drafts.keys().filter(|place| place.0 == id);
+        Ok(drafts.map(|place| place.1.clone()).collect())
+    }
+
+    /// How many of a container's sessions have drafts: of those that the snapshot holds, and of
+    /// those that this transaction sees.
+    pub(crate) fn count_drafts(&self, id: ContainerId) -> Result<(u64, u64), Error> {
+        let policy = self.policy(id)?;
+        let (state, now) = (self.lock()?, self.core.now());
+        let drafts = state.changes.drafts.iter().filter(|(place, _)| place.0 == id);
+        Ok(drafts.fold((0, 0), |(found, seen), (_, draft)| {
+            let sees = draft.live(&policy, now).is_some();
+            (found + u64::from(draft.has_base()), seen + u64::from(sees))
+        }))
+    }
+
+    /// Remembers what has been changed so far; the number to come back to it by.
+    pub(crate) fn save(&self) -> Result<u64, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.lock()?;
+        let saved = state.changes.clone();
+        state.savepoints.push((id, saved));
+        Ok(id)
+    }
+
+    /// Goes back. What was read since stays read.
+    pub(crate) fn restore(&self, id: u64) -> Result<(), Error> {
+        let mut state = self.lock()?;
+        let at = state.savepoints.iter().position(|(saved, _)| *saved == id);
+        let at = at.ok_or(Error::Savepoint)?;
+        state.savepoints.truncate(at + 1);
+        let saved = state.savepoints[at].1.clone();
+        let given_up = std::mem::replace(&mut state.changes, saved);
+        for (place, later) in given_up.drafts {
+            let draft = state.changes.drafts.entry(place).or_insert_with(|| {
+                let base = later.lives.first().filter(|life| !life.created_here);
+                Draft::new(base.map(|life| Arc::clone(&life.base)))
+            });
+            draft.keep_reads(&later);
+        }
+        Ok(())
+    }
+
+    /// Forgets a savepoint and those after it.
+    pub(crate) fn forget(&self, id: u64) -> Result<(), Error> {
+        self.lock()?.savepoints.retain(|(saved, _)| *saved < id);
+        Ok(())
+    }
+
+    /// Ends the transaction; what it wants, if that is anything.
+    pub(crate) fn finish(&self) -> Result<Option<Intent>, Error> {
+        let mut state = self.lock()?;
+        let Changes { mut drafts, policies } = std::mem::take(&mut state.changes);
+        drafts.retain(|_, draft| draft.has_effect());
+        let change = |(id, pending): (ContainerId, Pending)| {
+            let base = state.container(self, id).policy_revision;
+            (id, PolicyChange { policy: pending.policy, base })
+        };
+        let policies: BTreeMap<_, _> = policies.into_iter().map(change).collect();
+        drop(state);
+        self.end();
+        let nothing = drafts.is_empty() && policies.is_empty();
+        Ok((!nothing).then_some(Intent { drafts, policies }))
+    }
+
+    /// Ends the transaction: handles find that it is over, and the versions that were kept for its
+    /// snapshot alone are let go of.
+    pub(crate) fn end(&self) {
+        lock(&self.state).over = true;
+        self.snapshot.release();
+        if self.snapshot.revision() < self.core.snapshots.published() {
+            self.core.versions.forget(self.core.snapshots.oldest());
+        }
+    }
+}
+
+impl State {
+    fn container(&mut self, workspace: &Workspace, id: ContainerId) -> &Arc<ContainerState> {
+        let read = || workspace.core.container(id, &workspace.snapshot);
+        self.containers.entry(id).or_insert_with(read)
+    }
+}
