@@ -89,6 +89,9 @@ pub use store::{
     MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
 };
 
+/// The format of the stores that this version makes and reads. It counts formats, not releases.
+pub const FORMAT: u32 = engine::embedded::FORMAT;
+
 /// The README's examples are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -15,6 +15,7 @@ use crate::engine::{Batch, Engine, OnCheckpoint, Recovered};
 use crate::error::Error;
 
 pub(crate) use directory::Mode;
+pub(crate) use tables::FORMAT;
 
 pub(crate) struct Embedded {
     tables: tables::Tables,

@@ -34,7 +34,7 @@ const CONTAINERS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("contai
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// What this version writes and reads. It counts formats, not releases.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
