@@ -1,0 +1,159 @@
+//! What commands write on: a page on stdout, and a bar on stderr while something takes time.
+//!
+//! Colour and bars are for terminals. In a pipe, with `NO_COLOR` or `TERM=dumb` there are only
+//! letters, so that what a command prints can be kept, searched and compared.
+
+use std::env;
+use std::fmt;
+use std::io::{self, IsTerminal, Stdout, Write};
+use std::time::Duration;
+
+use clap::ColorChoice;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Stdout, with colour where that is wanted.
+pub(crate) struct Page {
+    out: Stdout,
+    colour: bool,
+}
+
+/// How a piece of text is to look. Without colour all look the same, so words must say it too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Look {
+    Heading,
+    Good,
+    Bad,
+    Faint,
+}
+
+impl Page {
+    pub(crate) fn stdout(choice: ColorChoice) -> Self {
+        let out = io::stdout();
+        let colour = match choice {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => {
+                let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+                out.is_terminal() && !no_color && !is_dumb()
+            }
+        };
+        Page { out, colour }
+    }
+
+    /// Writes a line, and says so at once: what is found is seen while the next is sought.
+    pub(crate) fn line(&mut self, line: impl fmt::Display) -> io::Result<()> {
+        writeln!(self.out, "{line}")?;
+        self.out.flush()
+    }
+
+    /// Begins a part of the page.
+    pub(crate) fn heading(&mut self, heading: &str) -> io::Result<()> {
+        let heading = self.look(Look::Heading, heading);
+        self.line(format_args!("\n{heading}"))
+    }
+
+    /// A text with a look. Pad it before: what is added here has no width.
+    pub(crate) fn look(&self, look: Look, text: impl fmt::Display) -> String {
+        let code = match look {
+            Look::Heading => "1",
+            Look::Good => "32",
+            Look::Bad => "31",
+            Look::Faint => "2",
+        };
+        match self.colour {
+            true => format!("\x1b[{code}m{text}\x1b[0m"),
+            false => text.to_string(),
+        }
+    }
+}
+
+/// A bar on stderr, if that is a terminal. It goes away when it is dropped.
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    pub(crate) fn new(task: &'static str, length: u64) -> Self {
+        let target = match is_dumb() {
+            true => ProgressDrawTarget::hidden(),
+            // Hidden by itself where stderr is no terminal.
+            false => ProgressDrawTarget::stderr(),
+        };
+        let style = ProgressStyle::with_template("  {msg:<24} {bar:32} {pos}/{len}")
+            .expect("the template is well formed");
+        let bar = ProgressBar::with_draw_target(Some(length), target).with_style(style);
+        Bar(bar.with_message(task))
+    }
+
+    pub(crate) fn advance(&self, steps: u64) {
+        self.0.inc(steps);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Says on stderr what went wrong, and why.
+pub(crate) fn complain(error: &anyhow::Error) {
+    // If nobody hears it, the exit code says it.
+    let _ = writeln!(io::stderr(), "error: {error:#}");
+}
+
+fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// `12345` as `12,345`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// A duration in the unit that people would use.
+pub(crate) fn duration(time: Duration) -> String {
+    match time.as_micros() {
+        micros @ 0..1_000 => format!("{micros} µs"),
+        micros @ 1_000..10_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        micros @ 10_000..1_000_000 => format!("{} ms", micros / 1_000),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+/// So many bytes in MiB.
+pub(crate) fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// So many a second.
+pub(crate) fn rate(count: u64, time: Duration) -> String {
+    thousands((count as f64 / time.as_secs_f64().max(1e-6)) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1_000, 1_234_567].map(thousands));
+        let durations = [7, 1_234, 12_345, 1_234_567].map(Duration::from_micros);
+        assert_eq!(["7 µs", "1.2 ms", "12 ms", "1.2 s"], durations.map(duration));
+        assert_eq!(mebibytes(3 << 19), "1.5 MiB");
+    }
+
+    #[test]
+    fn without_colour_there_are_only_letters() {
+        let page = Page::stdout(ColorChoice::Never);
+        assert_eq!(page.look(Look::Good, "0 lost"), "0 lost");
+        let page = Page::stdout(ColorChoice::Always);
+        assert_eq!(page.look(Look::Good, "0 lost"), "\x1b[32m0 lost\x1b[0m");
+    }
+}
