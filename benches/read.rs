@@ -15,7 +15,7 @@
 //! cargo bench --bench read -- --quick     # smaller, seconds: not to be quoted
 //! ```
 //!
-//! Every sixteenth read is timed; timing all would cost as much as the fastest of them.
+//! One read in sixteen is timed; timing all would cost as much as the fastest of them.
 
 mod support;
 

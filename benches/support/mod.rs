@@ -16,7 +16,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -161,18 +160,23 @@ pub(crate) fn drive<'a>(
     client: &(dyn Fn() -> Client<'a> + Sync),
 ) -> Slice {
     let clock = SystemClock::new();
-    let (start, over) = (Barrier::new(clients + 1), AtomicBool::new(false));
+    let start = Barrier::new(clients + 1);
+    // Each looks at the clock itself: under a real-time scheduler nobody else might get to run.
     let serve = |n: usize| {
         let (mut operate, mut random) = (client(), Random::new(n as u64));
         let (mut ops, mut latencies) = (0u64, Vec::new());
         start.wait();
-        while !over.load(Ordering::Relaxed) {
-            let since = ops.is_multiple_of(sample).then(|| clock.elapsed());
+        let begun = clock.elapsed();
+        loop {
+            let since = clock.elapsed();
+            if since - begun >= time {
+                return (ops, latencies);
+            }
             operate(&mut random);
-            ops += 1;
-            latencies.extend(since.map(|since| clock.elapsed() - since));
+            latencies.push(clock.elapsed() - since);
+            (1..sample).for_each(|_| operate(&mut random));
+            ops += sample;
         }
-        (ops, latencies)
     };
     let serve = &serve;
     let before = Spent::until_now();
@@ -180,8 +184,6 @@ pub(crate) fn drive<'a>(
         let threads: Vec<_> = (0..clients).map(|n| scope.spawn(move || serve(n))).collect();
         start.wait();
         let since = clock.elapsed();
-        thread::sleep(time);
-        over.store(true, Ordering::Relaxed);
         let mut slice = Slice::default();
         for thread in threads {
             let (ops, latencies) = thread.join().expect("clients do not panic");
