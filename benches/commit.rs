@@ -81,9 +81,8 @@ fn run(Arguments { quick }: Arguments) -> io::Result<()> {
             cell("commit", engine, (CLIENTS[at / engines.len()], sessions), slices)
         })
         .collect();
-    cells.iter().try_for_each(Cell::print)?;
     show(&cells, sessions);
-    Ok(())
+    cells.iter().try_for_each(Cell::print)
 }
 
 /// The table for people.

@@ -81,9 +81,8 @@ fn run(Arguments { quick }: Arguments) -> io::Result<()> {
             Cell { set: Some(set), bytes_per_op: None, ..cell }
         })
         .collect();
-    cells.iter().try_for_each(Cell::print)?;
     show(&cells, sessions);
-    Ok(())
+    cells.iter().try_for_each(Cell::print)
 }
 
 /// The table for people.
