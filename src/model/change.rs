@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::clock::Time;
-use crate::model::session::{Attribute, Attributes, Name, Revision};
+use crate::model::session::{Attribute, Attributes, Name, Revision, Size};
 use crate::model::value::{Op, Value};
 
 /// Which attributes of one session a transaction has read.
@@ -98,6 +98,24 @@ impl Changes {
             None => self.clear = Some(reads.clone()),
         }
         self.modified = Some(now);
+    }
+
+    /// What the session would weigh if nobody else changed it.
+    pub(crate) fn size(&self, base: &Attributes) -> Size {
+        let written = self.writes.keys();
+        let written = written.filter_map(|name| Some(Size::of(name, &self.value(base, name)?)));
+        let is_kept = |name: &Name| self.clear.is_none() && !self.writes.contains_key(name);
+        let kept = base.iter().filter(|(name, _)| is_kept(name));
+        written.chain(kept.map(|(name, kept)| Size::of(name, &kept.value))).sum()
+    }
+
+    /// Takes a write back, to what it was before.
+    pub(crate) fn undo(&mut self, name: &str, before: Option<Write>, modified: Option<Time>) {
+        match before {
+            Some(write) => self.writes.insert(name.into(), write),
+            None => self.writes.remove(name),
+        };
+        self.modified = modified;
     }
 
     /// What the transaction sees under `name`.

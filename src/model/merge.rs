@@ -265,7 +265,7 @@ pub(crate) fn merge(
             }
         }
     }
-    rules.policy.check_record(&record).map_err(Refusal::Limit)?;
+    rules.policy.check_size(stored.size(), record.size()).map_err(Refusal::Limit)?;
 
     let names = match names.clone().any(|name| changed(name)) {
         true => written(base, stored, changes),

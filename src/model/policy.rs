@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, LimitKind};
 use crate::model::key::Key;
-use crate::model::session::Record;
+use crate::model::session::Size;
 
 /// What happens when two transactions write the same attribute from the same base.
 ///
@@ -214,9 +214,16 @@ impl Policy {
         check(LimitKind::KeyBytes, key.as_bytes().len(), self.key_bytes_max)
     }
 
-    pub(crate) fn check_record(&self, record: &Record) -> Result<(), Error> {
-        check(LimitKind::Attributes, record.attributes.len(), self.attributes_max)?;
-        check(LimitKind::SessionBytes, record.bytes(), self.session_bytes_max)
+    /// Refuses a session that has grown beyond a limit. One that is too large because the limit was
+    /// lowered may shrink.
+    pub(crate) fn check_size(&self, before: Size, after: Size) -> Result<(), Error> {
+        if after.attributes > before.attributes {
+            check(LimitKind::Attributes, after.attributes, self.attributes_max)?;
+        }
+        if after.bytes > before.bytes {
+            check(LimitKind::SessionBytes, after.bytes, self.session_bytes_max)?;
+        }
+        Ok(())
     }
 }
 
@@ -226,7 +233,7 @@ const KEY_BYTES_MAX: usize = 1_024;
 /// The same for sessions: far below what a record may claim to be when it is read.
 const SESSION_BYTES_MAX: usize = 1 << 28;
 
-pub(crate) fn check(limit: LimitKind, found: usize, max: usize) -> Result<(), Error> {
+fn check(limit: LimitKind, found: usize, max: usize) -> Result<(), Error> {
     if found <= max {
         return Ok(());
     }

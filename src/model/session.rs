@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter::Sum;
 use std::sync::Arc;
 
 use crate::model::clock::Time;
@@ -93,8 +94,32 @@ impl Record {
         self.bucket = timeslice::bucket(self.slice_end, policy);
     }
 
-    /// What the attributes weigh against the limit: the bytes of their names and encoded values.
-    pub(crate) fn bytes(&self) -> usize {
-        self.attributes.iter().map(|(name, a)| name.len() + a.value.as_bytes().len()).sum()
+    /// What the session weighs against its limits.
+    pub(crate) fn size(&self) -> Size {
+        self.attributes.iter().map(|(name, a)| Size::of(name, &a.value)).sum()
+    }
+}
+
+/// What a session weighs against its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub attributes: usize,
+    /// Of names and encoded values.
+    pub bytes: usize,
+}
+
+impl Size {
+    /// The weight of one attribute.
+    pub(crate) fn of(name: &str, value: &Value) -> Self {
+        Size { attributes: 1, bytes: name.len() + value.as_bytes().len() }
+    }
+}
+
+impl Sum for Size {
+    fn sum<I: Iterator<Item = Size>>(sizes: I) -> Self {
+        sizes.fold(Size::default(), |sum, size| Size {
+            attributes: sum.attributes + size.attributes,
+            bytes: sum.bytes + size.bytes,
+        })
     }
 }

@@ -12,7 +12,7 @@ use crate::model::container::Place;
 use crate::model::draft::Life;
 use crate::model::key::Key;
 use crate::model::policy::Policy;
-use crate::model::session::{Revision, SessionId};
+use crate::model::session::SessionId;
 use crate::model::value::{Amount, Op, Value};
 use crate::store::workspace::Workspace;
 
@@ -175,7 +175,8 @@ impl Session {
         if encoded.is_empty() {
             return self.with(|_, _| ());
         }
-        self.write(|life, now| {
+        let names: Vec<_> = encoded.iter().map(|(name, _)| name.as_ref().to_owned()).collect();
+        self.write(&names, |life, now| {
             for (name, value) in encoded {
                 life.changes.put(name.as_ref(), Some(value), &life.reads, now);
             }
@@ -190,11 +191,7 @@ impl Session {
     ///
     /// Those of every call.
     pub fn clear(&self) -> Result<(), Error> {
-        self.write(|life, now| {
-            life.changes.clear(&life.reads, now);
-            true
-        })
-        .map(|_| ())
+        self.with(|life, now| life.changes.clear(&life.reads, now))
     }
 
     /// Adds to a number; absent counts as zero. Merges with concurrent additions.
@@ -385,7 +382,7 @@ impl Session {
     }
 
     fn put(&self, name: &str, value: Option<Value>) -> Result<(), Error> {
-        self.write(|life, now| {
+        self.write(&[name], |life, now| {
             life.changes.put(name, value, &life.reads, now);
             true
         })
@@ -393,7 +390,7 @@ impl Session {
     }
 
     fn merge(&self, name: &str, op: Op, expected: &'static str) -> Result<(), Error> {
-        let fits = self.write(|life, now| {
+        let fits = self.write(&[name], |life, now| {
             // What is seen must fit, but seeing it is no read.
             life.changes.merge(name, op, &life.base.attributes, now)
         })?;
@@ -405,16 +402,23 @@ impl Session {
         Err(Error::Type { attribute: name.to_owned(), found, expected })
     }
 
-    /// Writes, and takes it back if a limit is passed.
-    fn write(&self, work: impl FnOnce(&mut Life, Time) -> bool) -> Result<bool, Error> {
+    /// Writes under these names, and takes it back if a limit is passed.
+    fn write<N: AsRef<str>>(
+        &self,
+        names: &[N],
+        work: impl FnOnce(&mut Life, Time) -> bool,
+    ) -> Result<bool, Error> {
         self.with_policy(|life, policy, now| {
-            let before = life.changes.clone();
+            let write = |name: &N| life.changes.writes.get(name.as_ref()).cloned();
+            let before: Vec<_> = names.iter().map(write).collect();
+            let modified = life.changes.modified;
+            let size = life.changes.size(&life.base.attributes);
             let done = work(life, now);
-            // Lists that only merge may pass the limit here and be within it at commit; that they
-            // are told now is what "before anything is written" asks for.
-            let within = policy.check_record(&life.proposed(Revision::default()));
+            let within = policy.check_size(size, life.changes.size(&life.base.attributes));
             if within.is_err() {
-                life.changes = before;
+                for (name, before) in names.iter().zip(before) {
+                    life.changes.undo(name.as_ref(), before, modified);
+                }
             }
             within.map(|()| done)
         })?

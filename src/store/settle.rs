@@ -11,7 +11,7 @@ use crate::model::container::ContainerState;
 use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::merge::{Refusal, ResolverTrouble, Resolvers, Rules, merge, require};
-use crate::model::session::{Record, Revision};
+use crate::model::session::{Record, Revision, Size};
 use crate::store::listeners::EndReason;
 use crate::store::outcome::MergedSession;
 
@@ -82,7 +82,7 @@ fn create(
     }
     let mut record = life.proposed(revision);
     record.file(policy);
-    policy.check_record(&record).map_err(Unsettled::Refused)?;
+    policy.check_size(Size::default(), record.size()).map_err(Unsettled::Refused)?;
     let record = Arc::new(record);
     if life.ended {
         settled.ends.push((record, EndReason::Invalidated));

@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use crate::engine::{Commit, View, successor};
@@ -68,6 +68,8 @@ pub(crate) struct Versions {
     shards: Box<[Mutex<Shard>]>,
     /// Which session got a new version when, oldest first: where to look for what can be dropped.
     written: Mutex<VecDeque<(Revision, Place)>>,
+    /// The revision of the first of those; the greatest number if there is none.
+    oldest_written: AtomicU64,
     /// What the versions weigh.
     bytes: AtomicUsize,
     containers: RwLock<BTreeMap<ContainerId, History<Arc<ContainerState>>>>,
@@ -152,6 +154,7 @@ impl Versions {
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             written: Mutex::default(),
+            oldest_written: AtomicU64::new(u64::MAX),
             bytes: AtomicUsize::new(0),
             containers: RwLock::new(containers.into_iter().map(first).collect()),
             checkpoint: RwLock::new((view, revision)),
@@ -227,6 +230,7 @@ impl Versions {
             history.0.push_back((commit.revision, session.clone()));
             written.push_back((commit.revision, place.clone()));
         }
+        self.note_oldest(&written);
         drop(written);
         if !commit.containers.is_empty() {
             let mut containers = self.containers.write().expect("nothing panics while it is held");
@@ -279,6 +283,19 @@ impl Versions {
                 shard.remove(&place);
             }
         }
+        self.note_oldest(&written);
+    }
+
+    fn note_oldest(&self, written: &VecDeque<(Revision, Place)>) {
+        let oldest = written.front().map_or(u64::MAX, |(revision, _)| revision.0);
+        self.oldest_written.store(oldest, Ordering::Release);
+    }
+
+    /// Whether a snapshot may be what keeps the oldest versions: one atomic load, for the many
+    /// that end and do not matter.
+    pub(crate) fn are_kept_for(&self, snapshot: Revision) -> bool {
+        let oldest = self.oldest_written.load(Ordering::Acquire);
+        oldest != u64::MAX && snapshot.0 < oldest
     }
 
     /// The same for containers, whose newest state always stays.
@@ -308,7 +325,7 @@ impl Versions {
     fn weigh(&self, session: &Session, more: bool) {
         // The map's own share of a version, estimated: an entry, a queue slot, two counters.
         const OVERHEAD: usize = 200;
-        let bytes = OVERHEAD + session.as_ref().map_or(0, |record| record.bytes());
+        let bytes = OVERHEAD + session.as_ref().map_or(0, |record| record.size().bytes);
         match more {
             true => self.bytes.fetch_add(bytes, Ordering::Relaxed),
             false => self.bytes.fetch_sub(bytes, Ordering::Relaxed),

@@ -230,7 +230,7 @@ impl Workspace {
     pub(crate) fn end(&self) {
         lock(&self.state).over = true;
         self.snapshot.release();
-        if self.snapshot.revision() < self.core.snapshots.published() {
+        if self.core.versions.are_kept_for(self.snapshot.revision()) {
             self.core.versions.forget(self.core.snapshots.oldest());
         }
     }
