@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::merge::ResolverTrouble;
 use crate::model::session::Revision;
 
 /// Why a store could not do what it was asked, grouped by what to do next.
@@ -226,7 +227,8 @@ impl Error {
 /// Why a commit was refused although nothing is wrong with it: another transaction came first.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "conflict on session {session} in container {container}: {reason} (read at {base}, now {stored})"
+    "conflict on session {session} in container {container}: {reason} (read at {base}{})",
+    now(.stored)
 )]
 #[non_exhaustive]
 pub struct Conflict {
@@ -238,8 +240,12 @@ pub struct Conflict {
     pub session: String,
     /// The revision this transaction had read.
     pub base: Revision,
-    /// The revision that was stored meanwhile.
-    pub stored: Revision,
+    /// The revision that is stored now; `None` if nothing is.
+    pub stored: Option<Revision>,
+}
+
+fn now(stored: &Option<Revision>) -> String {
+    stored.map_or(String::new(), |stored| format!(", now {stored}"))
 }
 
 /// What two transactions could not agree on.
@@ -254,8 +260,13 @@ pub enum ConflictReason {
     Exists,
     /// Both changed the settings of the container.
     Policy,
-    /// The resolver of this name declined, panicked or is not registered.
-    Resolver(String),
+    /// A resolver had no answer.
+    Resolver {
+        /// The name that the policy gives.
+        name: String,
+        /// Why.
+        trouble: ResolverTrouble,
+    },
 }
 
 impl fmt::Display for ConflictReason {
@@ -265,7 +276,7 @@ impl fmt::Display for ConflictReason {
             ConflictReason::Ended => f.write_str("the session has ended"),
             ConflictReason::Exists => f.write_str("another one was created"),
             ConflictReason::Policy => f.write_str("its settings changed"),
-            ConflictReason::Resolver(name) => write!(f, "resolver `{name}` found no answer"),
+            ConflictReason::Resolver { name, .. } => write!(f, "resolver `{name}` found no answer"),
         }
     }
 }

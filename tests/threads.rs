@@ -283,6 +283,29 @@ fn an_old_snapshot_is_given_up_instead_of_growing_without_bound() {
     assert_eq!(store.stats().snapshots_given_up, 1);
 }
 
+/// Versions go with the last snapshot that needs them, without waiting for another commit.
+#[test]
+fn an_idle_store_keeps_no_versions() {
+    for (store, _directory) in stores() {
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        let write = |n: u64| store.transact(|txn| txn.get_or_create(&shop, "ada")?.insert("n", n));
+        write(0).unwrap();
+        let (older, old) = (store.begin().unwrap(), store.begin().unwrap());
+        write(1).unwrap();
+        let young = store.begin().unwrap();
+        write(2).unwrap();
+        let seen = |txn: &Transaction| {
+            txn.peek(&shop, "ada").unwrap().unwrap().get::<u64>("n").unwrap().unwrap()
+        };
+        assert_eq!((seen(&older), seen(&old), seen(&young)), (0, 0, 1));
+        drop(young);
+        drop(older);
+        assert_eq!((store.stats().versioned_sessions, seen(&old)), (1, 0));
+        drop(old);
+        assert_eq!((store.stats().versioned_sessions, store.stats().version_bytes), (0, 0));
+    }
+}
+
 /// A committer that is held up fills the queue: who comes then is told that the store is busy.
 #[test]
 fn a_full_queue_says_busy() {

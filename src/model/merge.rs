@@ -153,8 +153,6 @@ fn zope_last_modified(merge: &SessionMerge<'_>) -> Resolution<BTreeMap<String, V
 #[derive(Debug)]
 pub(crate) enum Refusal {
     Conflict(ConflictReason),
-    /// A resolver had no answer; the conflict it means names it.
-    Resolver(String, ResolverTrouble),
     /// The merged session is too large. Trying again will not make it smaller.
     Limit(Error),
 }
@@ -295,7 +293,7 @@ fn settle(
         Rule::FirstWriter => Ok(kept.cloned()),
         Rule::Reject => Err(conflict()),
         Rule::Resolver(resolver) => {
-            let refuse = |trouble| Refusal::Resolver(resolver.clone(), trouble);
+            let refuse = |trouble| no_answer(resolver, trouble);
             let resolve = rules.resolvers.attributes.get(resolver);
             let resolve = resolve.ok_or_else(|| refuse(ResolverTrouble::Missing))?;
             let states = AttributeMerge { name, base, stored, proposed: mine };
@@ -347,7 +345,7 @@ fn ask_session(
     proposed: &Record,
     revision: Revision,
 ) -> Result<Attributes, Refusal> {
-    let refuse = |trouble| Refusal::Resolver(resolver.to_owned(), trouble);
+    let refuse = |trouble| no_answer(resolver, trouble);
     let states = SessionMerge {
         base: SessionState(base),
         stored: SessionState(stored),
@@ -375,6 +373,10 @@ fn ask_session(
             .collect()),
         Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
     }
+}
+
+fn no_answer(resolver: &str, trouble: ResolverTrouble) -> Refusal {
+    Refusal::Conflict(ConflictReason::Resolver { name: resolver.to_owned(), trouble })
 }
 
 /// The revision that wrote an attribute, or its absence.

@@ -168,7 +168,13 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
     for (reply, verdict) in verdicts {
         match &verdict {
             Ok(report) => Counters::add(&core.counters.merges, report.merged.len()),
-            Err(Error::Conflict(_)) => Counters::add(&core.counters.conflicts, 1),
+            Err(Error::Conflict(conflict)) => {
+                Counters::add(&core.counters.conflicts, 1);
+                if let ConflictReason::Resolver { name, trouble } = &conflict.reason {
+                    let (resolver, trouble) = (name.clone(), *trouble);
+                    core.event(&Event::ResolverFailed { resolver, trouble });
+                }
+            }
             Err(_) => {}
         }
         reply.send(verdict);
@@ -259,7 +265,7 @@ impl<'a> Round<'a> {
                     container: state.name.to_string(),
                     session: "-".to_owned(),
                     base: change.base,
-                    stored: state.policy_revision,
+                    stored: Some(state.policy_revision),
                 }));
             }
             // What has expired never becomes valid again, swept or not: it ends before the longer
@@ -286,10 +292,6 @@ impl<'a> Round<'a> {
             let settled = settle(draft, stored.clone(), &place.1, circumstances);
             let settled = settled.map_err(|unsettled| match unsettled {
                 Unsettled::Refused(error) => error,
-                Unsettled::Resolver(resolver, trouble, error) => {
-                    self.core.event(&Event::ResolverFailed { resolver, trouble });
-                    error
-                }
                 Unsettled::Expired(error) => {
                     // Its end is no part of the transaction that found it.
                     let mut end = Outcome::default();

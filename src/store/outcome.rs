@@ -20,7 +20,8 @@ use crate::store::lock;
 pub struct Report<T = ()> {
     /// What the closure of [`Store::transact`](crate::Store::transact) returned.
     pub value: T,
-    /// The number of this commit; of the snapshot, if there was nothing to write.
+    /// The number of this commit. Where nothing was written, it is that of the newest commit it was
+    /// checked against.
     pub revision: Revision,
     /// The sessions that others had changed meanwhile, and what was merged into them.
     pub merged: Vec<MergedSession>,

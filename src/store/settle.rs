@@ -10,7 +10,7 @@ use crate::model::clock::Time;
 use crate::model::container::ContainerState;
 use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
-use crate::model::merge::{Refusal, ResolverTrouble, Resolvers, Rules, merge, require};
+use crate::model::merge::{Refusal, Resolvers, Rules, merge, require};
 use crate::model::session::{Record, Revision, Size};
 use crate::store::listeners::EndReason;
 use crate::store::outcome::MergedSession;
@@ -40,8 +40,6 @@ pub(crate) enum Unsettled {
     Refused(Error),
     /// The session has expired: it is to be ended, and the transaction conflicts.
     Expired(Error),
-    /// A resolver had no answer: somebody should hear of it, and the transaction conflicts.
-    Resolver(String, ResolverTrouble, Error),
 }
 
 /// What becomes of a key where `stored` is now.
@@ -132,10 +130,6 @@ fn change(
     }
     let refused = |refusal| match refusal {
         Refusal::Conflict(reason) => Unsettled::Refused(conflict(reason, Some(stored))),
-        Refusal::Resolver(name, trouble) => {
-            let error = conflict(ConflictReason::Resolver(name.clone()), Some(stored));
-            Unsettled::Resolver(name, trouble, error)
-        }
         Refusal::Limit(error) => Unsettled::Refused(error),
     };
     require(&life.base, &touched, &life.required).map_err(refused)?;
@@ -176,8 +170,7 @@ fn conflict(
         container: circumstances.container.name.to_string(),
         session: key.fingerprint(),
         base: life.base.revision,
-        // What is gone went with a commit that is not this one, and no later.
-        stored: stored.map_or(circumstances.revision, |record| record.revision),
+        stored: stored.map(|record| record.revision),
     })
 }
 

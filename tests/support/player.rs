@@ -471,10 +471,11 @@ impl Player {
             }
             Error::Conflict(Conflict { reason, container, session, base, stored, .. }) => {
                 let key = self.key(container, &self.keys[session]);
-                match reason {
-                    ConflictReason::Attribute(_) | ConflictReason::Resolver(_) => {
-                        format!("conflict on {key}: {reason} (read at {base}, now {stored})")
-                    }
+                match (reason, stored) {
+                    (
+                        ConflictReason::Attribute(_) | ConflictReason::Resolver { .. },
+                        Some(stored),
+                    ) => format!("conflict on {key}: {reason} (read at {base}, now {stored})"),
                     _ => format!("conflict on {key}: {reason}"),
                 }
             }
