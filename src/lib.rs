@@ -85,7 +85,7 @@ pub use model::session::{Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    Commit, Container, EndReason, EndedInfo, EndedSession, Event, Keys, ListenerError,
+    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Keys, ListenerError,
     MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
 };
 

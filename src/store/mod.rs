@@ -50,7 +50,7 @@ pub use listeners::{EndReason, EndedSession, ListenerError};
 pub use listing::{Keys, Sessions};
 pub use options::Options;
 pub use outcome::{Commit, EndedInfo, MergedSession, Report};
-pub use session::Session;
+pub use session::{Entry, Session};
 pub use stats::Stats;
 pub use transaction::{Savepoint, Transaction};
 

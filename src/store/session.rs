@@ -24,8 +24,8 @@ use crate::store::workspace::Workspace;
 /// # What is a read
 ///
 /// Two transactions that write the same attribute conflict only if the second has *read* it
-/// before. [`get`](Session::get), [`contains`](Session::contains), [`take`](Session::take) and
-/// [`update`](Session::update) read one attribute; [`keys`](Session::keys), [`len`](Session::len),
+/// before. [`get`](Session::get), [`contains`](Session::contains), [`take`](Session::take),
+/// [`update`](Session::update) and [`entry`](Session::entry) read one attribute; [`keys`](Session::keys), [`len`](Session::len),
 /// [`is_empty`](Session::is_empty) and [`iter`](Session::iter) read them all. Everything else reads
 /// nothing, and neither does reading back what this transaction wrote.
 ///
@@ -156,6 +156,23 @@ impl Session {
         let mut value = self.get(name)?.unwrap_or_default();
         change(&mut value);
         self.insert(name, &value)
+    }
+
+    /// One attribute, to be filled if it is absent. A read.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # let txn = store.begin()?;
+    /// # let session = txn.create(&visitors, "ada")?;
+    /// let theme = session.entry("theme").or_insert("light".to_owned())?;
+    /// assert_eq!(theme, "light");
+    /// assert_eq!(session.entry("theme").or_insert("dark".to_owned())?, "light");
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    pub fn entry<'a>(&'a self, name: &'a str) -> Entry<'a> {
+        Entry { session: self, name }
     }
 
     /// Sets several attributes. None leaves `last_modified` alone.
@@ -439,6 +456,41 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Session({})", self.place.1.fingerprint())
+    }
+}
+
+/// One attribute, to be filled if it is absent; made by [`Session::entry`].
+#[derive(Debug)]
+pub struct Entry<'a> {
+    session: &'a Session,
+    name: &'a str,
+}
+
+impl Entry<'_> {
+    /// The value; this one, which is inserted, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn or_insert<T: DeserializeOwned + Serialize>(self, value: T) -> Result<T, Error> {
+        self.or_insert_with(|| value)
+    }
+
+    /// The value; what the closure makes, which is inserted, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`or_insert`](Entry::or_insert).
+    pub fn or_insert_with<T: DeserializeOwned + Serialize>(
+        self,
+        make: impl FnOnce() -> T,
+    ) -> Result<T, Error> {
+        if let Some(value) = self.session.get(self.name)? {
+            return Ok(value);
+        }
+        let value = make();
+        self.session.insert(self.name, &value)?;
+        Ok(value)
     }
 }
 
