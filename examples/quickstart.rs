@@ -14,6 +14,6 @@ fn main() -> Result<(), Error> {
         session.add("visits", 1)?; // merges, never conflicts
         session.get::<u64>("visits")
     })?;
-    println!("visit {:?}, commit {}", report.value, report.revision);
+    println!("visit {}, commit {}", report.value.unwrap_or_default(), report.revision);
     Ok(())
 }

@@ -10,8 +10,8 @@
 //! - **Writes that merge.** A visit is *added* to a counter and a fruit *appended* to the cart:
 //!   neither reads what it changes, so neither can conflict. The note is written blindly: of two,
 //!   the later one stays.
-//! - **[`Shop::transact`]** runs, commits, and on a conflict runs again on what is there by then. It
-//!   awaits the commit, so that no thread of the executor waits for a disk.
+//! - **[`Store::transact_async`]** runs, commits, and on a conflict runs again on what is there by
+//!   then. It awaits the commit, so that no thread of the executor waits for a disk.
 //! - **A cookie is a claim.** It is looked up and never adopted: whoever brings a token that means
 //!   no session, because it expired, was logged out in another tab, or was made up, is a new
 //!   visitor. A login moves what is to be kept into a new session under a new token, and ends the
@@ -25,7 +25,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::env;
-use std::time::Duration;
 
 use axum::extract::{Form, FromRequestParts, State};
 use axum::http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
@@ -40,6 +39,9 @@ use sessile::{Container, Error, Policy, Session, Store, Token, Transaction};
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = env::args().skip(1);
     let dir = args.next().unwrap_or_else(|| "shop-sessions".to_owned());
+    if dir.starts_with('-') {
+        return Err("usage: shop [DIR [ADDR]]".into());
+    }
     let addr = args.next().unwrap_or_else(|| "127.0.0.1:8080".to_owned());
 
     let store = Store::open(dir)?;
@@ -68,37 +70,6 @@ struct Shop {
 }
 
 impl Shop {
-    /// What [`Store::transact`] does, for those who must not block their thread: runs `work` in a
-    /// transaction and commits it, again if somebody else came first.
-    async fn transact<T>(
-        &self,
-        work: impl Fn(&Transaction) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        for pause_ms in [2, 4, 8, 16, 32, 64, 128] {
-            match self.attempt(&work).await {
-                // A session whose time ran out while we used it will not be found again.
-                Err(error) if error.is_retryable() || matches!(error, Error::Ended) => {
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-                }
-                done => return done,
-            }
-        }
-        self.attempt(&work).await
-    }
-
-    async fn attempt<T>(
-        &self,
-        work: &impl Fn(&Transaction) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        // The transaction is over before anything is awaited.
-        let (value, commit) = {
-            let txn = self.store.begin()?;
-            (work(&txn)?, txn.commit_async())
-        };
-        commit.await?;
-        Ok(value)
-    }
-
     /// The session that a visitor's cookie means, if it means one.
     fn find(&self, txn: &Transaction, visitor: &Visitor) -> Result<Option<Session>, Error> {
         match &visitor.token {
@@ -119,7 +90,7 @@ impl Shop {
         visitor: &Visitor,
         work: impl Fn(&Session) -> Result<(), Error>,
     ) -> Result<(Cookie, Redirect), Trouble> {
-        let cookie = self.transact(|txn| {
+        let cookie = self.store.transact_async(|txn| {
             if let Some(session) = self.find(txn, visitor)? {
                 work(&session)?;
                 return Ok(Cookie::Keep);
@@ -128,7 +99,7 @@ impl Shop {
             work(&session)?;
             Ok(Cookie::Set(token))
         });
-        Ok((cookie.await?, Redirect::to("/")))
+        Ok((cookie.await?.value, Redirect::to("/")))
     }
 }
 
@@ -137,12 +108,12 @@ async fn page(
     State(shop): State<Shop>,
     visitor: Visitor,
 ) -> Result<(Cookie, Html<String>), Trouble> {
-    let view = shop.transact(|txn| {
+    let view = shop.store.transact_async(|txn| {
         let Some(session) = shop.find(txn, &visitor)? else { return Ok(None) };
         session.add("visits", 1)?;
         View::of(&session).map(Some)
     });
-    let view = view.await?;
+    let view = view.await?.value;
     Ok((visitor.cookie(&view), Html(view.unwrap_or_default().html())))
 }
 
@@ -151,11 +122,11 @@ async fn session(
     State(shop): State<Shop>,
     visitor: Visitor,
 ) -> Result<(Cookie, Json<Option<View>>), Trouble> {
-    let view = shop.transact(|txn| {
+    let view = shop.store.transact_async(|txn| {
         let session = shop.find(txn, &visitor)?;
         session.map(|session| View::of(&session)).transpose()
     });
-    let view = view.await?;
+    let view = view.await?.value;
     Ok((visitor.cookie(&view), Json(view)))
 }
 
@@ -197,7 +168,7 @@ async fn login(
     visitor: Visitor,
     Form(Login { name }): Form<Login>,
 ) -> Result<(Cookie, Redirect), Trouble> {
-    let token = shop.transact(|txn| {
+    let token = shop.store.transact_async(|txn| {
         let (new, token) = shop.create(txn)?;
         if let Some(old) = shop.find(txn, &visitor)? {
             for kept in ["cart", "note", "visits"] {
@@ -212,12 +183,12 @@ async fn login(
         new.insert("name", &name)?;
         Ok(token)
     });
-    Ok((Cookie::Set(token.await?), Redirect::to("/")))
+    Ok((Cookie::Set(token.await?.value), Redirect::to("/")))
 }
 
 async fn logout(State(shop): State<Shop>, visitor: Visitor) -> Result<(Cookie, Redirect), Trouble> {
     if let Some(token) = &visitor.token {
-        shop.transact(|txn| txn.remove(&shop.visitors, token)).await?;
+        shop.store.transact_async(|txn| txn.remove(&shop.visitors, token)).await?;
     }
     Ok((Cookie::Remove, Redirect::to("/")))
 }
@@ -291,7 +262,7 @@ impl From<Error> for Trouble {
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
         let (status, text) = match &self.0 {
-            Error::Busy { .. } | Error::Conflict(_) => {
+            Error::Busy { .. } | Error::Conflict(_) | Error::Ended => {
                 (StatusCode::SERVICE_UNAVAILABLE, "We are very busy. Please try again.")
             }
             Error::Limit { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "Your cart is full."),

@@ -50,14 +50,15 @@
 //! - **A snapshot never changes**, whatever is committed while it lives, scans included.
 //! - **What was acknowledged is durable**, and nothing is visible before it is.
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
-//!   period**, whatever happens to the wall clock. Ended sessions leave by themselves.
+//!   period**, by the store's time: it never goes back, and believes a wall clock that is ahead by
+//!   up to a day. Expired sessions leave by themselves.
 //! - **The limit of a container counts live sessions only** and cannot be overshot.
 //!
 //! # What is not
 //!
 //! - *Write skew*: what is read and not written is not validated. [`Session::require`] validates an
 //!   attribute by name.
-//! - A store belongs to one process at a time.
+//! - A store belongs to one process at a time, and a container stays in its store for good.
 //! - Ends are told to listeners exactly once while the process lives; those of the last moment
 //!   before a crash may not be.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.

@@ -69,6 +69,13 @@ impl From<SystemTime> for Time {
     }
 }
 
+impl From<Time> for SystemTime {
+    /// Times that the system cannot express become 1970.
+    fn from(time: Time) -> Self {
+        UNIX_EPOCH.checked_add(Duration::from_micros(time.0)).unwrap_or(UNIX_EPOCH)
+    }
+}
+
 /// Seconds since 1970-01-01 UTC, with the fraction where there is one.
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

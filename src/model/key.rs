@@ -58,6 +58,12 @@ impl From<&[u8]> for Key {
     }
 }
 
+impl<const N: usize> From<&[u8; N]> for Key {
+    fn from(bytes: &[u8; N]) -> Self {
+        Key(bytes.as_slice().into())
+    }
+}
+
 impl From<Vec<u8>> for Key {
     fn from(bytes: Vec<u8>) -> Self {
         Key(bytes.into())

@@ -238,7 +238,7 @@ pub(crate) fn merge(
                 if !changed(name) {
                     return Ok(mine.cloned().map(stamp));
                 }
-                settle(name, base, stored, mine, checked, rules, revision)
+                by_rule(name, base, stored, mine, checked, rules, revision)
             };
             if let Some(reads) = &changes.clear {
                 // A clear is a removal of every attribute that is stored.
@@ -273,7 +273,7 @@ pub(crate) fn merge(
 }
 
 /// A plain write of an attribute that somebody else has written meanwhile: what its rule says.
-fn settle(
+fn by_rule(
     name: &Name,
     base: &Record,
     stored: &Record,

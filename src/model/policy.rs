@@ -56,15 +56,17 @@ pub struct Policy {
     /// multiple of the period.
     pub timeout_secs: u64,
     /// The length of a timeslice in seconds. A session lives up to one period longer than its
-    /// timeout; in return, accesses within one slice cost one write.
+    /// timeout; in return, accesses within one slice cost one write, or one in 30 s if the slice is
+    /// longer.
     pub period_secs: u64,
     /// How many live sessions there may be. Zero: no limit.
     pub limit: u64,
-    /// How many bytes the names and encoded values of a session's attributes may have.
+    /// How many bytes the names and encoded values of a session's attributes may have; 256 MiB at
+    /// the most.
     pub session_bytes_max: usize,
-    /// How many attributes a session may have.
+    /// How many attributes a session may have; 1,048,576 at the most.
     pub attributes_max: usize,
-    /// How many bytes a key may have.
+    /// How many bytes a key may have; 1,024 at the most.
     pub key_bytes_max: usize,
     /// The merge rules of attributes, by name.
     pub rules: BTreeMap<String, Rule>,
@@ -195,12 +197,15 @@ impl Policy {
         }
         if !self.timeout_secs.is_multiple_of(self.period_secs) {
             return refuse(format!(
-                "the timeout of {} s is no whole multiple of the period of {} s",
+                "the timeout of {} s is no whole multiple of the period of {} s; set period_secs too",
                 self.timeout_secs, self.period_secs
             ));
         }
         if self.key_bytes_max > KEY_BYTES_MAX {
             return refuse(format!("keys of more than {KEY_BYTES_MAX} bytes cannot be stored"));
+        }
+        if self.attributes_max > ATTRIBUTES_MAX {
+            return refuse(format!("more than {ATTRIBUTES_MAX} attributes cannot be stored"));
         }
         if self.session_bytes_max > SESSION_BYTES_MAX {
             return refuse(format!(
@@ -229,6 +234,8 @@ impl Policy {
 
 /// What a policy may allow at the most: an index row must stay far below a database page's limits.
 const KEY_BYTES_MAX: usize = 1_024;
+
+const ATTRIBUTES_MAX: usize = 1 << 20;
 
 /// The same for sessions: far below what a record may claim to be when it is read.
 const SESSION_BYTES_MAX: usize = 1 << 28;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! So a session lives longer than T after its last access and at most T + p, never less, and all
-//! accesses within one slice are one: the record is rewritten once a slice, not once a request.
+//! accesses within one slice are one: the record is rewritten once a slice (and within a long one at
+//! most once in 30 s, for `last_accessed`), not once a request.
 //!
 //! The record keeps `slice_end`, not the slice, so that a period that is changed later does not
 //! shorten what was promised. `last_accessed` is for show and lags by up to 30 s; expiring by it

@@ -116,6 +116,12 @@ pub(crate) enum Number {
     Float(f64),
 }
 
+impl From<usize> for Amount {
+    fn from(n: usize) -> Self {
+        Amount(Number::Int(n as i128))
+    }
+}
+
 macro_rules! amounts {
     ($variant:ident: $($from:ty),*) => {
         $(impl From<$from> for Amount {

@@ -42,9 +42,9 @@ use crate::model::session::{Record, Revision};
 use crate::model::timeslice;
 use crate::store::core::Core;
 use crate::store::events::Event;
+use crate::store::judge::{Circumstances, Objection, judge};
 use crate::store::listeners::{EndBatch, EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Reply, Report};
-use crate::store::settle::{Circumstances, Unsettled, settle};
 use crate::store::stats::Counters;
 use crate::store::versions::first_row;
 
@@ -289,10 +289,10 @@ impl<'a> Round<'a> {
             };
             let resolvers = &self.core.resolvers;
             let circumstances = Circumstances { container, resolvers, now: self.now, revision };
-            let settled = settle(draft, stored.clone(), &place.1, circumstances);
-            let settled = settled.map_err(|unsettled| match unsettled {
-                Unsettled::Refused(error) => error,
-                Unsettled::Expired(error) => {
+            let judgement = judge(draft, stored.clone(), &place.1, circumstances);
+            let judgement = judgement.map_err(|objection| match objection {
+                Objection::Refused(error) => error,
+                Objection::Expired(error) => {
                     // Its end is no part of the transaction that found it.
                     let mut end = Outcome::default();
                     self.sweep(&mut end, place.clone(), |_| true);
@@ -300,14 +300,14 @@ impl<'a> Round<'a> {
                     error
                 }
             })?;
-            if settled.record != stored {
-                outcome.sessions.push((place.clone(), settled.record));
+            if judgement.record != stored {
+                outcome.sessions.push((place.clone(), judgement.record));
             }
             let end = |(record, reason)| (place.clone(), record, reason);
-            outcome.ends.extend(settled.ends.into_iter().map(end));
-            outcome.merged.extend(settled.merged);
-            if settled.created > 0 {
-                *outcome.created.entry(place.0).or_default() += settled.created;
+            outcome.ends.extend(judgement.ends.into_iter().map(end));
+            outcome.merged.extend(judgement.merged);
+            if judgement.created > 0 {
+                *outcome.created.entry(place.0).or_default() += judgement.created;
             }
         }
         for id in outcome.created.keys() {

@@ -7,15 +7,14 @@ mod chance;
 mod commit;
 mod container;
 mod core;
-
 mod events;
 mod housekeeper;
+mod judge;
 mod listeners;
 mod listing;
 mod options;
 mod outcome;
 mod session;
-mod settle;
 mod snapshots;
 mod stats;
 mod threads;
@@ -33,7 +32,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::engine::{Engine, Recovered};
 use crate::error::Error;
-use crate::model::clock::StoreTime;
+use crate::model::clock::{StoreTime, Time};
 use crate::model::policy::Policy;
 use crate::store::chance::Chance;
 use crate::store::commit::Work;
@@ -283,16 +282,12 @@ impl Store {
         &self,
         mut work: impl FnMut(&Transaction) -> Result<T, Error>,
     ) -> Result<Report<T>, Error> {
-        const RETRIES: u32 = 3;
         let mut attempt = 1;
         loop {
             let txn = self.begin()?;
-            // Handles and values that the closure returns may outlive the transaction.
-            let done = work(&txn).and_then(|value| Ok((value, txn.commit()?)));
-            match done {
+            match work(&txn).and_then(|value| Ok((value, txn.commit()?))) {
                 Ok((value, report)) => return Ok(report.with(value, attempt)),
-                Err(error) if error.is_retryable() && attempt <= RETRIES => {
-                    Counters::add(&self.core.counters.retries, 1);
+                Err(error) if self.runs_again(&error, attempt) => {
                     thread::sleep(self.core.chance.back_off(attempt));
                     attempt += 1;
                 }
@@ -301,13 +296,71 @@ impl Store {
         }
     }
 
+    /// [`transact`](Store::transact) for async code: the closure runs where the future is polled,
+    /// and the commit is awaited, which blocks no thread and needs no particular executor. There is
+    /// no pause between attempts but the commit itself.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let report = store.transact_async(|txn| {
+    ///     txn.get_or_create(&visitors, "ada")?.add("visits", 1)
+    /// });
+    /// assert_eq!(report.await?.attempts, 1);
+    /// # Ok::<(), sessile::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`transact`](Store::transact).
+    pub async fn transact_async<T>(
+        &self,
+        mut work: impl FnMut(&Transaction) -> Result<T, Error>,
+    ) -> Result<Report<T>, Error> {
+        let mut attempt = 1;
+        loop {
+            // The transaction is over before anything is awaited.
+            let begun = self.begin().and_then(|txn| Ok((work(&txn)?, txn.commit_async())));
+            let done = match begun {
+                Ok((value, commit)) => commit.await.map(|report| (value, report)),
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok((value, report)) => return Ok(report.with(value, attempt)),
+                Err(error) if self.runs_again(&error, attempt) => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a transaction that failed so gets another attempt.
+    fn runs_again(&self, error: &Error, attempt: u32) -> bool {
+        const ATTEMPTS_MAX: u32 = 4; // as Zope's publisher
+        let again = error.is_retryable() && attempt < ATTEMPTS_MAX;
+        if again {
+            Counters::add(&self.core.counters.retries, 1);
+        }
+        again
+    }
+
     /// Ends what has expired, now. The housekeeper does the same every so often.
     ///
     /// # Errors
     ///
     /// Those of a commit.
     pub fn sweep(&self) -> Result<Swept, Error> {
+        self.core.check_open()?;
         housekeeper::sweep(&self.core)
+    }
+
+    /// The store's time: that of the wall clock, but it never goes back. Compare it with
+    /// [`Session::expires`].
+    pub fn now(&self) -> Time {
+        self.core.now()
     }
 
     /// Returns when every end committed so far has been told to its listener. Within a listener of
@@ -335,8 +388,8 @@ impl Store {
     }
 
     /// Closes the store: commits that are queued are finished, ends are delivered, the files are
-    /// closed. Whoever uses the store afterwards gets [`Error::Closed`]. Dropping the last handle
-    /// does the same without the report.
+    /// closed. Whoever uses the store afterwards gets [`Error::Closed`]; a transaction that lives
+    /// may still see what it has read. Dropping the last handle does the same without the report.
     ///
     /// # Errors
     ///

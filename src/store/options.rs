@@ -70,12 +70,13 @@ impl Options {
         }
     }
 
-    /// Opens the store in a directory, and makes it if the directory is absent or empty.
+    /// Opens the store in a directory, and makes it, with the directories above it, if it is absent
+    /// or empty.
     ///
     /// # Errors
     ///
     /// [`Error::AlreadyOpen`], [`Error::NotAStore`], [`Error::Format`], [`Error::Corrupt`],
-    /// [`Error::Storage`]. Whatever lies there is left as it is.
+    /// [`Error::Storage`], [`Error::Random`]. Whatever lies there is left as it is.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store, Error> {
         self.embedded(path.as_ref(), Mode::Open)
     }
@@ -159,7 +160,36 @@ impl Options {
     }
 
     /// Registers a resolver for attributes whose policy has [`Rule::Resolver`](crate::Rule) with
-    /// this name. It must be a pure function.
+    /// this name. It must be a pure function: it runs on the committer's thread, perhaps more than
+    /// once, and must not use the store.
+    ///
+    /// ```
+    /// use sessile::{Options, Policy, Resolution, Rule, Value};
+    ///
+    /// // Of two drafts of a letter keep the longer one.
+    /// let store = Options::new()
+    ///     .resolver("longer", |merge| {
+    ///         let length = |value: Option<&Value>| value.map_or(0, |v| v.as_bytes().len());
+    ///         match length(merge.stored) > length(merge.proposed) {
+    ///             true => Resolution::Stored,
+    ///             false => Resolution::Proposed,
+    ///         }
+    ///     })
+    ///     .memory()?;
+    /// let policy = Policy::new().rule("letter", Rule::Resolver("longer".to_owned()));
+    /// let desks = store.container_with("desks", policy)?;
+    /// store.transact(|txn| txn.create(&desks, "ada").map(|_| ()))?;
+    ///
+    /// let (left, right) = (store.begin()?, store.begin()?);
+    /// left.get_or_create(&desks, "ada")?.insert("letter", "Dear Charles,")?;
+    /// right.get_or_create(&desks, "ada")?.insert("letter", "Dear")?;
+    /// left.commit()?;
+    /// right.commit()?;
+    /// let txn = store.begin()?;
+    /// let letter = txn.get_or_create(&desks, "ada")?.get::<String>("letter")?;
+    /// assert_eq!(letter.as_deref(), Some("Dear Charles,"));
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
     pub fn resolver(
         mut self,
         name: impl Into<String>,
@@ -170,7 +200,8 @@ impl Options {
     }
 
     /// Registers a resolver for whole sessions, for policies with a
-    /// [`resolver`](crate::Policy::resolver) of this name. It must be a pure function.
+    /// [`resolver`](crate::Policy::resolver) of this name. It must be a pure function: it runs on
+    /// the committer's thread, perhaps more than once, and must not use the store.
     pub fn session_resolver(
         mut self,
         name: impl Into<String>,

@@ -175,7 +175,8 @@ impl Session {
         Entry { session: self, name }
     }
 
-    /// Sets several attributes. None leaves `last_modified` alone.
+    /// Sets several attributes, to values of one type. An empty iterator writes nothing, and leaves
+    /// `last_modified` alone.
     ///
     /// # Errors
     ///
@@ -215,8 +216,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] if the attribute is no number or the sum cannot be stored, and those of
-    /// every call.
+    /// [`Error::Type`] if the attribute is no number or the sum cannot be stored, [`Error::Limit`],
+    /// and those of every call.
     pub fn add(&self, name: &str, amount: impl Into<Amount>) -> Result<(), Error> {
         self.merge(name, Op::Add(amount.into()), "a number with room for the sum")
     }
@@ -225,7 +226,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] if the two cannot be compared, and those of every call.
+    /// [`Error::Type`] if the two cannot be compared, [`Error::Encode`], [`Error::Limit`], and those
+    /// of every call.
     pub fn max(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         self.merge(name, Op::Max(encode(name, &value)?), "two numbers or two strings")
     }
@@ -234,7 +236,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] if the two cannot be compared, and those of every call.
+    /// [`Error::Type`] if the two cannot be compared, [`Error::Encode`], [`Error::Limit`], and those
+    /// of every call.
     pub fn min(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         self.merge(name, Op::Min(encode(name, &value)?), "two numbers or two strings")
     }
@@ -243,7 +246,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] if the attribute is no list, and those of every call.
+    /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
+    /// of every call.
     pub fn union(&self, name: &str, item: impl Serialize) -> Result<(), Error> {
         self.merge(name, Op::Union(vec![encode(name, &item)?]), "a list")
     }
@@ -253,7 +257,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] if the attribute is no list, and those of every call.
+    /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
+    /// of every call.
     pub fn append(&self, name: &str, item: impl Serialize, cap: usize) -> Result<(), Error> {
         self.merge(name, Op::Append { items: vec![encode(name, &item)?], cap }, "a list")
     }

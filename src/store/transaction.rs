@@ -277,6 +277,20 @@ impl Transaction {
 
     /// Marks a point to go back to.
     ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let carts = store.container_with("carts", Policy::new())?;
+    /// let txn = store.begin()?;
+    /// let cart = txn.create(&carts, "ada")?;
+    /// cart.insert("fruit", "apple")?;
+    /// let before = txn.savepoint()?;
+    /// cart.insert("fruit", "durian")?;
+    /// txn.rollback(before)?;
+    /// assert_eq!(cart.get::<String>("fruit")?.as_deref(), Some("apple"));
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`get`](Transaction::get).
@@ -298,9 +312,10 @@ impl Transaction {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`]: begin again. [`Error::Limit`]: a limit that concurrent commits have
-    /// exhausted. [`Error::Busy`]: the queue stayed full. [`Error::Storage`]: unknown. After all
-    /// of them the transaction is over.
+    /// [`Error::Conflict`], [`Error::SnapshotTooOld`]: begin again. [`Error::Limit`]: a limit that
+    /// concurrent commits have exhausted. [`Error::Busy`]: the queue stayed full.
+    /// [`Error::Closed`], [`Error::Corrupt`]: nothing was written. [`Error::Storage`]: unknown.
+    /// After all of them the transaction is over.
     pub fn commit(self) -> Result<Report, Error> {
         match self.workspace.finish()? {
             Some(intent) => self.workspace.core.submit(Work::Transaction(intent)),

@@ -31,7 +31,7 @@ Exit codes:
     6  reading, writing or something else failed
   130  interrupted";
 
-/// Shows what the session store sessile does, and looks into its stores.
+/// Shows what the session store sessile does.
 #[derive(Parser)]
 #[command(name = "sessile", version = VERSION.as_str(), after_help = EXAMPLES)]
 #[command(arg_required_else_help = true)]

@@ -47,7 +47,7 @@ pub(super) fn open(
         return Err(Error::AlreadyThere { path: path.to_owned() });
     }
     if !there {
-        private_directory().create(path).map_err(Error::storage)?;
+        make_directory(path)?;
     }
     let lock = lock(path)?;
     // Asked again under the lock: another process may have made the store since.
@@ -55,7 +55,7 @@ pub(super) fn open(
         make(path, builder, fill)?;
     }
     let file = path.join(DATABASE);
-    if fs::metadata(&file).map_err(Error::storage)?.len() == 0 {
+    if fs::metadata(&file).map_err(|error| at(&file, error))?.len() == 0 {
         // redb would take it for a new database.
         return Err(not_a_store("sessions.redb is empty"));
     }
@@ -78,16 +78,16 @@ fn is_there(path: &Path, not_a_store: &dyn Fn(&str) -> Error) -> Result<bool, Er
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             return Err(not_a_store("it is no directory"));
         }
-        Err(error) => return Err(Error::storage(error)),
+        Err(error) => return Err(at(path, error)),
     };
     match fs::symlink_metadata(path.join(DATABASE)) {
         Ok(found) if found.is_file() => return Ok(true),
         Ok(_) => return Err(not_a_store("sessions.redb is no regular file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::storage(error)),
+        Err(error) => return Err(at(path, error)),
     }
     for entry in entries {
-        let name = entry.map_err(Error::storage)?.file_name();
+        let name = entry.map_err(|error| at(path, error))?.file_name();
         if name != LOCK && name != IN_THE_MAKING {
             return Err(not_a_store("the directory holds other files and no sessions.redb"));
         }
@@ -104,23 +104,52 @@ fn make(
 ) -> Result<(), Error> {
     let attempt = path.join(IN_THE_MAKING);
     match fs::remove_file(&attempt) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::storage(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&attempt, error)),
         _ => {}
     }
-    private_file().create_new(true).open(&attempt).map_err(Error::storage)?;
+    private_file().create_new(true).open(&attempt).map_err(|error| at(&attempt, error))?;
     let database = builder.create(&attempt).map_err(|error| refusal(path, error))?;
     fill(&database)?;
     database.close().map_err(Error::storage)?;
-    fs::rename(&attempt, path.join(DATABASE)).map_err(Error::storage)?;
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::storage)
+    fs::rename(&attempt, path.join(DATABASE)).map_err(|error| at(path, error))?;
+    sync_directory(path)
+}
+
+/// Makes a directory and those above it, each of them private and durable.
+fn make_directory(path: &Path) -> Result<(), Error> {
+    let absent =
+        path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let absent: Vec<_> = absent.collect();
+    private_directory().create(path).map_err(|error| at(path, error))?;
+    for made in absent {
+        match made.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent)?,
+            _ => sync_directory(Path::new("."))?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable what names a directory holds. Elsewhere than on Unix directories cannot be synced.
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    if cfg!(unix) {
+        File::open(path).and_then(|it| it.sync_all()).map_err(|error| at(path, error))?;
+    }
+    Ok(())
+}
+
+/// An error of the operating system, with the path that it is about.
+fn at(path: &Path, error: io::Error) -> Error {
+    Error::storage(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
-    let lock = private_file().create(true).open(path.join(LOCK)).map_err(Error::storage)?;
+    let lock =
+        private_file().create(true).open(path.join(LOCK)).map_err(|error| at(path, error))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(Error::AlreadyOpen { path: path.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(Error::storage(error)),
+        Err(TryLockError::Error(error)) => Err(at(path, error)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sessions in a directory: redb tables.
 //!
 //! A batch is one redb transaction, two-phase and with quick repair, so that a store whose process
-//! was killed opens in about a millisecond whatever its size. Nothing outside this folder names a
+//! was killed opens in milliseconds whatever its size. Nothing outside this folder names a
 //! type of redb's.
 
 mod directory;

@@ -1,13 +1,6 @@
 //! The redb tables: what is written in one transaction, and what a view of them shows.
 //!
-//! | table | key | value |
-//! |---|---|---|
-//! | `sessions` | container, key | record |
-//! | `buckets` | container, bucket, key | nothing |
-//! | `containers` | container | policy, count |
-//! | `meta` | name | number |
-//!
-//! A session's row and its one row in `buckets` are written by the same redb transaction, and so
+//! The tables are those of `format.md`. A session's row and its one row in `buckets` are written by the same redb transaction, and so
 //! is the count of its container.
 
 use std::fmt;
@@ -53,6 +46,7 @@ macro_rules! storage {
 fn storage_error(error: redb::Error) -> Error {
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { table: "sessions.redb", reason },
+        redb::Error::DatabaseClosed => Error::Closed,
         error => Error::storage(error),
     }
 }

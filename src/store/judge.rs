@@ -27,7 +27,7 @@ pub(crate) struct Circumstances<'a> {
 
 /// What becomes of one key.
 #[derive(Debug)]
-pub(crate) struct Settled {
+pub(crate) struct Judgement {
     pub record: Option<Arc<Record>>,
     pub ends: Vec<(Arc<Record>, EndReason)>,
     pub created: u64,
@@ -36,79 +36,79 @@ pub(crate) struct Settled {
 
 /// Why a transaction cannot be committed.
 #[derive(Debug)]
-pub(crate) enum Unsettled {
+pub(crate) enum Objection {
     Refused(Error),
     /// The session has expired: it is to be ended, and the transaction conflicts.
     Expired(Error),
 }
 
 /// What becomes of a key where `stored` is now.
-pub(crate) fn settle(
+pub(crate) fn judge(
     draft: &Draft,
     stored: Option<Arc<Record>>,
     key: &Key,
     circumstances: Circumstances<'_>,
-) -> Result<Settled, Unsettled> {
-    let mut settled = Settled { record: stored, ends: Vec::new(), created: 0, merged: None };
+) -> Result<Judgement, Objection> {
+    let mut judgement = Judgement { record: stored, ends: Vec::new(), created: 0, merged: None };
     for life in &draft.lives {
         match life.created_here {
-            true => create(life, &mut settled, key, circumstances)?,
-            false => change(life, &mut settled, key, circumstances)?,
+            true => create(life, &mut judgement, key, circumstances)?,
+            false => change(life, &mut judgement, key, circumstances)?,
         }
     }
-    Ok(settled)
+    Ok(judgement)
 }
 
 /// A session that the transaction has created.
 fn create(
     life: &Life,
-    settled: &mut Settled,
+    judgement: &mut Judgement,
     key: &Key,
     circumstances: Circumstances<'_>,
-) -> Result<(), Unsettled> {
+) -> Result<(), Objection> {
     let Circumstances { container, now, revision, .. } = circumstances;
     let policy = &*container.policy;
     let refuse = |reason, stored: Option<&Arc<Record>>| {
-        Err(Unsettled::Refused(conflict(reason, life, stored, key, circumstances)))
+        Err(Objection::Refused(conflict(reason, life, stored, key, circumstances)))
     };
-    match settled.record.take() {
+    match judgement.record.take() {
         Some(other) if other.is_expired(policy, now) => {
-            settled.ends.push((other, EndReason::Expired));
+            judgement.ends.push((other, EndReason::Expired));
         }
         Some(other) => return refuse(ConflictReason::Exists, Some(&other)),
         None => {}
     }
     let mut record = life.proposed(revision);
     record.file(policy);
-    policy.check_size(Size::default(), record.size()).map_err(Unsettled::Refused)?;
+    policy.check_size(Size::default(), record.size()).map_err(Objection::Refused)?;
     let record = Arc::new(record);
     if life.ended {
-        settled.ends.push((record, EndReason::Invalidated));
+        judgement.ends.push((record, EndReason::Invalidated));
     } else if record.is_expired(policy, now) {
         // Born so long ago that nobody would ever see it: begin again.
         return refuse(ConflictReason::Ended, None);
     } else {
-        settled.record = Some(record);
+        judgement.record = Some(record);
     }
-    settled.created += 1;
+    judgement.created += 1;
     Ok(())
 }
 
 /// A session that the transaction has found.
 fn change(
     life: &Life,
-    settled: &mut Settled,
+    judgement: &mut Judgement,
     key: &Key,
     circumstances: Circumstances<'_>,
-) -> Result<(), Unsettled> {
+) -> Result<(), Objection> {
     let Circumstances { container, resolvers, now, revision } = circumstances;
     let policy = &*container.policy;
     let conflict = |reason, stored| conflict(reason, life, stored, key, circumstances);
-    let Some(stored) = settled.record.as_ref().filter(|record| record.id == life.base.id) else {
+    let Some(stored) = judgement.record.as_ref().filter(|record| record.id == life.base.id) else {
         return match life.demands() {
             true => {
-                let error = conflict(ConflictReason::Ended, settled.record.as_ref());
-                Err(Unsettled::Refused(error))
+                let error = conflict(ConflictReason::Ended, judgement.record.as_ref());
+                Err(Objection::Refused(error))
             }
             // Touches of what has ended are dropped.
             false => Ok(()),
@@ -120,31 +120,33 @@ fn change(
     }
     if touched.is_expired(policy, now) {
         return match life.demands() {
-            true => Err(Unsettled::Expired(conflict(ConflictReason::Ended, Some(stored)))),
+            true => Err(Objection::Expired(conflict(ConflictReason::Ended, Some(stored)))),
             // An access that came too late to help: it ends here, and takes up no more room.
             false => {
-                settled.ends.extend(settled.record.take().map(|gone| (gone, EndReason::Expired)));
+                judgement
+                    .ends
+                    .extend(judgement.record.take().map(|gone| (gone, EndReason::Expired)));
                 Ok(())
             }
         };
     }
     let refused = |refusal| match refusal {
-        Refusal::Conflict(reason) => Unsettled::Refused(conflict(reason, Some(stored))),
-        Refusal::Limit(error) => Unsettled::Refused(error),
+        Refusal::Conflict(reason) => Objection::Refused(conflict(reason, Some(stored))),
+        Refusal::Limit(error) => Objection::Refused(error),
     };
     require(&life.base, &touched, &life.required).map_err(refused)?;
     if life.ended {
         // An end beats every write that came before it, and its own writes show in the last data.
         touched.attributes = life.changes.apply(&touched.attributes, revision);
         touched.last_modified = touched.last_modified.max(life.changes.modified);
-        settled.ends.push((Arc::new(touched), EndReason::Invalidated));
-        settled.record = None;
+        judgement.ends.push((Arc::new(touched), EndReason::Invalidated));
+        judgement.record = None;
         return Ok(());
     }
     let rules = Rules { policy, resolvers };
     let merged = merge(&life.base, &touched, &life.changes, rules, revision).map_err(refused)?;
     if !merged.names.is_empty() {
-        settled.merged = Some(MergedSession {
+        judgement.merged = Some(MergedSession {
             container: container.name.to_string(),
             key: key.clone(),
             base: life.base.revision,
@@ -153,7 +155,7 @@ fn change(
         });
     }
     if merged.record != **stored {
-        settled.record = Some(Arc::new(Record { revision, ..merged.record }));
+        judgement.record = Some(Arc::new(Record { revision, ..merged.record }));
     }
     Ok(())
 }
@@ -195,23 +197,23 @@ mod tests {
         }
     }
 
-    fn settled(
+    fn judged(
         lives: Vec<Life>,
         stored: Option<Record>,
         policy: Policy,
         now: u64,
-    ) -> Result<Settled, Unsettled> {
+    ) -> Result<Judgement, Objection> {
         let circumstances = Circumstances {
             container: &container(policy),
             resolvers: &Resolvers::default(),
             now: Time::from_secs(now),
             revision: Revision(9),
         };
-        settle(&Draft { lives }, stored.map(Arc::new), &Key::from("ada"), circumstances)
+        judge(&Draft { lives }, stored.map(Arc::new), &Key::from("ada"), circumstances)
     }
 
-    fn is_conflict(result: &Result<Settled, Unsettled>, wanted: ConflictReason) -> bool {
-        matches!(result, Err(Unsettled::Refused(Error::Conflict(c))) if c.reason == wanted)
+    fn is_conflict(result: &Result<Judgement, Objection>, wanted: ConflictReason) -> bool {
+        matches!(result, Err(Objection::Refused(Error::Conflict(c))) if c.reason == wanted)
     }
 
     proptest! {
@@ -231,7 +233,7 @@ mod tests {
 
             let mut ending = laws::made(&base, &mine, 4);
             ending.ended = true;
-            let result = settled(vec![ending.clone()], Some(stored.clone()), policy.clone(), 5);
+            let result = judged(vec![ending.clone()], Some(stored.clone()), policy.clone(), 5);
             let result = result.expect("an end needs nobody's leave");
             prop_assert!(result.record.is_none());
             prop_assert_eq!(result.ends.len(), 1);
@@ -239,19 +241,19 @@ mod tests {
 
             let late = laws::made(&base, &mine, 6);
             let wants = late.demands();
-            let result = settled(vec![late], None, policy.clone(), 7);
+            let result = judged(vec![late], None, policy.clone(), 7);
             if wants {
                 prop_assert!(is_conflict(&result, ConflictReason::Ended));
             } else {
                 prop_assert!(result.expect("touches are dropped").record.is_none());
             }
             // Ended twice: the second conflicts, so that one end is one end.
-            let twice = settled(vec![ending.clone()], None, policy.clone(), 7);
+            let twice = judged(vec![ending.clone()], None, policy.clone(), 7);
             prop_assert!(is_conflict(&twice, ConflictReason::Ended));
             // A new generation under the key is somebody else.
             let mut other = stored;
             other.id = crate::model::session::SessionId(2);
-            let stranger = settled(vec![ending], Some(other), policy, 7);
+            let stranger = judged(vec![ending], Some(other), policy, 7);
             prop_assert!(is_conflict(&stranger, ConflictReason::Ended));
         }
 
@@ -270,12 +272,12 @@ mod tests {
             life.changes.put("n", None, &life.reads, accessed);
             let slice_end = timeslice::slice_end(accessed, &policy).max(base.slice_end);
             let alive = access + wait < slice_end.as_secs() + timeout * 20;
-            match settled(vec![life], Some(base), policy, access + wait) {
+            match judged(vec![life], Some(base), policy, access + wait) {
                 Ok(result) => {
                     prop_assert!(alive);
                     prop_assert_eq!(result.record.expect("it lives").slice_end, slice_end);
                 }
-                Err(Unsettled::Expired(_)) => prop_assert!(!alive),
+                Err(Objection::Expired(_)) => prop_assert!(!alive),
                 Err(other) => prop_assert!(false, "{:?}", other),
             }
         }
@@ -286,13 +288,13 @@ mod tests {
         let policy = Policy::new().period_secs(20).timeout_secs(60);
         let id = crate::model::session::SessionId;
         let life = |n, now| Life::created(id(n), Time::from_secs(now), &policy);
-        let first = settled(vec![life(1, 5)], None, policy.clone(), 5).expect("nobody is there");
+        let first = judged(vec![life(1, 5)], None, policy.clone(), 5).expect("nobody is there");
         let stored = Record::clone(&first.record.expect("created"));
         assert_eq!((first.created, stored.bucket), (1, 80));
 
-        let second = settled(vec![life(2, 79)], Some(stored.clone()), policy.clone(), 79);
+        let second = judged(vec![life(2, 79)], Some(stored.clone()), policy.clone(), 79);
         assert!(is_conflict(&second, ConflictReason::Exists));
-        let third = settled(vec![life(2, 79)], Some(stored), policy.clone(), 80).expect("expired");
+        let third = judged(vec![life(2, 79)], Some(stored), policy.clone(), 80).expect("expired");
         assert_eq!(third.ends[0].1, EndReason::Expired);
         assert_eq!(third.record.expect("created").id, id(2));
     }
@@ -301,7 +303,7 @@ mod tests {
     fn a_session_created_too_long_ago_is_not_stored_dead() {
         let policy = Policy::new().period_secs(1).timeout_secs(1);
         let life = Life::created(crate::model::session::SessionId(1), Time::from_secs(5), &policy);
-        let result = settled(vec![life], None, policy, 60);
+        let result = judged(vec![life], None, policy, 60);
         assert!(is_conflict(&result, ConflictReason::Ended));
     }
 }
