@@ -25,6 +25,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::env;
+use std::time::Duration;
 
 use axum::extract::{Form, FromRequestParts, State};
 use axum::http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
@@ -70,6 +71,23 @@ struct Shop {
 }
 
 impl Shop {
+    /// More patient than the store, which makes four attempts at once: a login rests on what other
+    /// tabs may be writing all the while.
+    async fn transact<T>(
+        &self,
+        work: impl Fn(&Transaction) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for pause_ms in [2, 4, 8, 16, 32] {
+            match self.store.transact_async(&work).await {
+                Err(Error::Conflict(_)) => {
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+                done => return done.map(|report| report.value),
+            }
+        }
+        Ok(self.store.transact_async(&work).await?.value)
+    }
+
     /// The session that a visitor's cookie means, if it means one.
     fn find(&self, txn: &Transaction, visitor: &Visitor) -> Result<Option<Session>, Error> {
         match &visitor.token {
@@ -90,7 +108,7 @@ impl Shop {
         visitor: &Visitor,
         work: impl Fn(&Session) -> Result<(), Error>,
     ) -> Result<(Cookie, Redirect), Trouble> {
-        let cookie = self.store.transact_async(|txn| {
+        let cookie = self.transact(|txn| {
             if let Some(session) = self.find(txn, visitor)? {
                 work(&session)?;
                 return Ok(Cookie::Keep);
@@ -99,7 +117,7 @@ impl Shop {
             work(&session)?;
             Ok(Cookie::Set(token))
         });
-        Ok((cookie.await?.value, Redirect::to("/")))
+        Ok((cookie.await?, Redirect::to("/")))
     }
 }
 
@@ -108,12 +126,12 @@ async fn page(
     State(shop): State<Shop>,
     visitor: Visitor,
 ) -> Result<(Cookie, Html<String>), Trouble> {
-    let view = shop.store.transact_async(|txn| {
+    let view = shop.transact(|txn| {
         let Some(session) = shop.find(txn, &visitor)? else { return Ok(None) };
         session.add("visits", 1)?;
         View::of(&session).map(Some)
     });
-    let view = view.await?.value;
+    let view = view.await?;
     Ok((visitor.cookie(&view), Html(view.unwrap_or_default().html())))
 }
 
@@ -122,11 +140,11 @@ async fn session(
     State(shop): State<Shop>,
     visitor: Visitor,
 ) -> Result<(Cookie, Json<Option<View>>), Trouble> {
-    let view = shop.store.transact_async(|txn| {
+    let view = shop.transact(|txn| {
         let session = shop.find(txn, &visitor)?;
         session.map(|session| View::of(&session)).transpose()
     });
-    let view = view.await?.value;
+    let view = view.await?;
     Ok((visitor.cookie(&view), Json(view)))
 }
 
@@ -168,7 +186,7 @@ async fn login(
     visitor: Visitor,
     Form(Login { name }): Form<Login>,
 ) -> Result<(Cookie, Redirect), Trouble> {
-    let token = shop.store.transact_async(|txn| {
+    let token = shop.transact(|txn| {
         let (new, token) = shop.create(txn)?;
         if let Some(old) = shop.find(txn, &visitor)? {
             for kept in ["cart", "note", "visits"] {
@@ -183,12 +201,12 @@ async fn login(
         new.insert("name", &name)?;
         Ok(token)
     });
-    Ok((Cookie::Set(token.await?.value), Redirect::to("/")))
+    Ok((Cookie::Set(token.await?), Redirect::to("/")))
 }
 
 async fn logout(State(shop): State<Shop>, visitor: Visitor) -> Result<(Cookie, Redirect), Trouble> {
     if let Some(token) = &visitor.token {
-        shop.store.transact_async(|txn| txn.remove(&shop.visitors, token)).await?;
+        shop.transact(|txn| txn.remove(&shop.visitors, token)).await?;
     }
     Ok((Cookie::Remove, Redirect::to("/")))
 }
