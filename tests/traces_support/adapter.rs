@@ -322,5 +322,5 @@ impl Adapter {
 
 /// The original had no bounds for these.
 fn unbounded(policy: Policy) -> Policy {
-    policy.session_bytes_max(1 << 28).attributes_max(usize::MAX).key_bytes_max(1_024)
+    policy.session_bytes_max(1 << 28).attributes_max(1 << 20).key_bytes_max(1_024)
 }
