@@ -462,3 +462,148 @@ fn listeners_may_do_as_they_please() {
         .count();
     assert_eq!(failed, 20);
 }
+
+/// Two handles close at once: the queued commits are finished, their ends told, and nobody hangs.
+#[test]
+fn two_may_close_at_once() {
+    for _ in 0..5 {
+        const SESSIONS: u64 = 500;
+        let directory = tempfile::tempdir().unwrap();
+        let told = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&told);
+        let options = Options::new().queue_max(10_000).sweep_every(None).on_end("count", {
+            move |_, _, _| {
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+        });
+        let store = options.open(directory.path().join("store")).unwrap();
+        let shop = store.container_with("shop", Policy::new().on_end("count")).unwrap();
+        let fill = store.transact(|txn| {
+            (0..SESSIONS).try_for_each(|n| txn.create(&shop, n.to_string()).map(|_| ()))
+        });
+        fill.unwrap();
+        let queued: Vec<_> = (0..SESSIONS)
+            .map(|n| {
+                let txn = store.begin().unwrap();
+                txn.remove(&shop, n.to_string()).unwrap();
+                txn.commit_async()
+            })
+            .collect();
+        let (left, right) = (store.clone(), store.clone());
+        thread::scope(|scope| {
+            let closing = [scope.spawn(|| left.close()), scope.spawn(|| right.close())];
+            for close in closing {
+                close.join().unwrap().unwrap();
+            }
+        });
+        for commit in queued {
+            block_on(commit).unwrap();
+        }
+        store.settle();
+        assert_eq!(told.load(Ordering::SeqCst), SESSIONS);
+    }
+}
+
+/// A listener may close the store it is lent: no more commits are taken, and who opened it closes.
+#[test]
+fn a_listener_may_close_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = Options::new()
+        .on_end("close", |store, _, _| Ok(store.clone().close().map(|_| ())?))
+        .open(&path)
+        .unwrap();
+    let shop = store.container_with("shop", Policy::new().on_end("close")).unwrap();
+    store.transact(|txn| txn.create(&shop, "ada")?.invalidate()).unwrap();
+    store.settle();
+    assert!(matches!(store.begin(), Err(Error::Closed)));
+    assert_eq!(store.close().unwrap().listener_failures, 0);
+    Store::open(&path).unwrap();
+}
+
+/// The last handle is dropped while a listener works: its ends are told and the store is closed.
+#[test]
+fn dropping_the_last_handle_waits_for_listeners() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let told = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&told);
+    let (started, start) = mpsc::channel();
+    let store = Options::new()
+        .on_end("work", move |store, _, _| {
+            let _ = started.send(());
+            // Something that takes its time.
+            store.container_with("log", Policy::new())?;
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .open(&path)
+        .unwrap();
+    let shop = store.container_with("shop", Policy::new().on_end("work")).unwrap();
+    let end = store
+        .transact(|txn| (0..50).try_for_each(|n| txn.create(&shop, n.to_string())?.invalidate()));
+    end.unwrap();
+    start.recv().unwrap();
+    drop((shop, store));
+    assert_eq!(told.load(Ordering::SeqCst), 50);
+    Store::open(&path).unwrap();
+}
+
+/// A handle on another thread writes while its transaction commits: what was taken is committed.
+#[test]
+fn a_write_that_races_with_its_commit_is_committed_or_refused() {
+    let store = Store::memory().unwrap();
+    let shop = store.container_with("shop", Policy::new()).unwrap();
+    store.transact(|txn| txn.create(&shop, "ada").map(|_| ())).unwrap();
+    for round in 0..500u64 {
+        let txn = store.begin().unwrap();
+        let ada = txn.get(&shop, "ada").unwrap().unwrap();
+        ada.insert("n", round * 1_000).unwrap();
+        let writer = ada.clone();
+        let last = thread::scope(|scope| {
+            let writing = scope.spawn(move || {
+                (1..1_000)
+                    .map(|n| round * 1_000 + n)
+                    .take_while(|n| writer.insert("n", n).is_ok())
+                    .last()
+                    .unwrap_or(round * 1_000)
+            });
+            thread::yield_now();
+            txn.commit().unwrap();
+            writing.join().unwrap()
+        });
+        let txn = store.begin().unwrap();
+        let ada = txn.peek(&shop, "ada").unwrap().unwrap();
+        assert_eq!(ada.get::<u64>("n").unwrap(), Some(last));
+    }
+}
+
+/// A listener that is stuck: visitors come and go for long, but not without bound.
+#[test]
+fn ends_do_not_pile_up_without_bound() {
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let clock = ManualClock::new(Time::from_secs(1_000));
+    let store = Options::new()
+        .clock(clock.clone())
+        .sweep_every(None)
+        .wait_budget(Duration::from_millis(1))
+        .ends_pending_max(10)
+        .on_end("stuck", move |_, _, _| Ok(released.lock().unwrap().recv()?))
+        .memory()
+        .unwrap();
+    let policy = Policy::new().timeout_secs(20).on_end("stuck");
+    let shop = store.container_with("shop", policy).unwrap();
+    let visit = |n: u64| {
+        clock.advance_secs(100);
+        store.transact(|txn| txn.get_or_create(&shop, (n % 2).to_string()).map(|_| ()))
+    };
+    let served = (0..1_000).take_while(|n| visit(*n).is_ok()).count();
+    assert!((100..500).contains(&served), "{served}");
+    assert!(matches!(visit(0), Err(Error::Busy { .. })));
+    assert!(store.stats().ends_pending <= 170, "{}", store.stats().ends_pending);
+    drop(release);
+    store.settle();
+    visit(0).unwrap();
+}

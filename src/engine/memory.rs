@@ -97,6 +97,10 @@ impl View for Tables {
         Ok(rows.map(|((_, key), record)| (key.clone(), Arc::clone(record))).collect())
     }
 
+    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error> {
+        Ok(self.scan(container, from, max)?.into_iter().map(|(key, _)| key).collect())
+    }
+
     fn due(
         &self,
         container: ContainerId,

@@ -85,6 +85,9 @@ pub(crate) trait View: std::fmt::Debug + Send + Sync {
         max: usize,
     ) -> Result<Vec<(Key, Arc<Record>)>, Error>;
 
+    /// The keys of those, whether their records can be read or not.
+    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error>;
+
     /// Up to `max` rows of the expiry index in the order of bucket and key: those of buckets up to
     /// `until`, from the row `from` on.
     fn due(

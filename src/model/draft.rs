@@ -106,12 +106,13 @@ impl Life {
 
     /// Reads which attributes there are.
     pub(crate) fn read_names(&mut self) -> BTreeSet<Name> {
-        self.reads.all = true;
-        self.attributes().into_keys().collect()
+        self.read_all().into_keys().collect()
     }
 
-    /// All that the transaction sees, without reading it.
-    pub(crate) fn attributes(&self) -> Attributes {
+    /// Reads all attributes.
+    pub(crate) fn read_all(&mut self) -> Attributes {
+        // After a clear there is nothing to be seen but this transaction's own doing.
+        self.reads.all |= self.changes.clear.is_none();
         self.changes.apply(&self.base.attributes, self.base.revision)
     }
 

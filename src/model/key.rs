@@ -29,11 +29,13 @@ impl Key {
     }
 
     /// Eight hex digits by which people may tell sessions apart in logs and errors: the first of a
-    /// key of 32 bytes (which is a hash already), the first of the SHA-256 of any other.
+    /// key that is a hash already (32 bytes that are no text), the first of the SHA-256 of any
+    /// other.
     pub fn fingerprint(&self) -> String {
-        let head: [u8; 4] = match self.0.len() {
-            32 => self.0[..4].try_into(),
-            _ => Sha256::digest(&self.0)[..4].try_into(),
+        let is_hash = self.0.len() == 32 && std::str::from_utf8(&self.0).is_err();
+        let head: [u8; 4] = match is_hash {
+            true => self.0[..4].try_into(),
+            false => Sha256::digest(&self.0)[..4].try_into(),
         }
         .expect("four bytes were cut out");
         format!("{:08x}", u32::from_be_bytes(head))

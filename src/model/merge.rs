@@ -21,6 +21,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -241,22 +242,31 @@ pub(crate) fn merge(
                 by_rule(name, base, stored, mine, checked, rules, revision)
             };
             if let Some(reads) = &changes.clear {
-                // A clear is a removal of every attribute that is stored.
-                for name in names.clone() {
+                // A clear is a removal of every attribute that is stored and not set again.
+                let set =
+                    |name: &&Name| matches!(changes.writes.get(*name), Some(Write::Put { .. }));
+                for name in names.clone().filter(|name| !set(name)) {
                     let left = put(name, None, reads.contains(name))?;
                     replace(&mut record.attributes, name, left);
                 }
             }
             for (name, write) in &changes.writes {
                 let left = match write {
-                    Write::Put { value, checked } => put(name, value.as_ref(), *checked)?,
+                    Write::Put { value, checked } => {
+                        let cleared = changes.clear.as_ref();
+                        let checked = *checked || cleared.is_some_and(|reads| reads.contains(name));
+                        put(name, value.as_ref(), checked)?
+                    }
                     Write::Merge(ops) => {
-                        let current = record.attributes.get(name).map(|a| &a.value);
-                        merge_all(ops, current)
-                            .ok_or_else(|| {
-                                Refusal::Conflict(ConflictReason::Attribute(name.to_string()))
-                            })?
-                            .map(stamp)
+                        let current = record.attributes.get(name);
+                        let value = merge_all(ops, current.map(|a| &a.value)).ok_or_else(|| {
+                            Refusal::Conflict(ConflictReason::Attribute(name.to_string()))
+                        })?;
+                        // What makes no difference is no write: it must not make others conflict.
+                        match current {
+                            Some(same) if value.as_ref() == Some(&same.value) => Some(same.clone()),
+                            _ => value.map(stamp),
+                        }
                     }
                 };
                 replace(&mut record.attributes, name, left);
@@ -298,7 +308,11 @@ fn by_rule(
             let resolve = resolve.ok_or_else(|| refuse(ResolverTrouble::Missing))?;
             let states = AttributeMerge { name, base, stored, proposed: mine };
             match catch_unwind(AssertUnwindSafe(|| resolve(&states))) {
-                Err(_) => Err(refuse(ResolverTrouble::Panicked)),
+                Err(panic) => {
+                    // Its payload may panic when it is dropped.
+                    mem::forget(panic);
+                    Err(refuse(ResolverTrouble::Panicked))
+                }
                 Ok(Resolution::Decline) => Err(refuse(ResolverTrouble::Declined)),
                 Ok(Resolution::Base) => Ok(base.cloned().map(stamp)),
                 Ok(Resolution::Stored) => Ok(kept.cloned()),
@@ -352,8 +366,10 @@ fn ask_session(
         proposed: SessionState(proposed),
     };
     let answer = match rules.resolvers.sessions.get(resolver) {
-        Some(resolve) => catch_unwind(AssertUnwindSafe(|| resolve(&states)))
-            .map_err(|_| refuse(ResolverTrouble::Panicked))?,
+        Some(resolve) => catch_unwind(AssertUnwindSafe(|| resolve(&states))).map_err(|panic| {
+            mem::forget(panic);
+            refuse(ResolverTrouble::Panicked)
+        })?,
         None if resolver == ZOPE_LAST_MODIFIED => zope_last_modified(&states),
         None => return Err(refuse(ResolverTrouble::Missing)),
     };

@@ -27,6 +27,7 @@
 //! the committer looks for itself whether their time is really over.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
@@ -70,6 +71,8 @@ pub(crate) enum Work {
     /// `next` says where those lie that are not among them.
     Refile {
         container: ContainerId,
+        /// The policy that they were looked at under.
+        policy: Revision,
         from: Key,
         keys: Vec<Key>,
         next: Option<Key>,
@@ -77,17 +80,14 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// How many ends may be pending for this to be queued; `None` if it causes none. A logout
-    /// has far more room than a sweep: it should not have to wait for a slow listener.
-    pub(crate) fn ends_pending_max(&self, bound: u64) -> Option<u64> {
+    /// How many ends may be pending for this to be queued. What ends many sessions waits first. Any
+    /// transaction may come upon an expired session and end it, but has far more room: neither a
+    /// logout nor a visit should have to wait for a slow listener.
+    pub(crate) fn ends_pending_max(&self, bound: u64) -> u64 {
         match self {
-            Work::Sweep { .. } | Work::Refile { .. } => Some(bound),
-            Work::Transaction(intent) => match intent.ends() {
-                0 => None,
-                1 => Some(bound.saturating_mul(16)),
-                _ => Some(bound),
-            },
-            Work::Make { .. } => None,
+            Work::Sweep { .. } | Work::Refile { .. } => bound,
+            Work::Transaction(intent) if intent.ends() > 1 => bound,
+            Work::Transaction(_) | Work::Make { .. } => bound.saturating_mul(16),
         }
     }
 }
@@ -126,10 +126,17 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
     // What has been seen to expire must stay expired, even if the clock is set back meanwhile.
     if core.fence.get().is_none() {
         let (time, revision) = (core.now(), core.snapshots.published());
-        if let Err(error) = engine.apply(&Batch { time, revision, commits: Vec::new() }) {
+        if let Err(error) = apply(engine, &Batch { time, revision, commits: Vec::new() }) {
             core.fence.get_or_init(|| error);
         }
     }
+}
+
+/// Hands a batch to the engine. One that panics, as a database on damaged pages may, has failed.
+fn apply(engine: &dyn Engine, batch: &Batch) -> Result<(), Error> {
+    catch_unwind(AssertUnwindSafe(|| engine.apply(batch))).unwrap_or_else(|_| {
+        Err(Error::Corrupt { table: "engine", reason: "it panicked during a commit".to_owned() })
+    })
 }
 
 /// Makes one batch of the requests and answers them.
@@ -146,7 +153,7 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
             core.versions.stage(commit, &replaced);
         }
         let batch = Batch { time: now, revision, commits };
-        if let Err(error) = engine.apply(&batch) {
+        if let Err(error) = apply(engine, &batch) {
             core.versions.unstage(core.snapshots.published());
             let error = core.fence.get_or_init(|| error);
             // Those who wanted nothing written are as unlucky: they may have seen the batch.
@@ -155,6 +162,7 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
         if !made.is_empty() {
             core.names.write().expect("nothing panics while it is held").extend(made);
         }
+        core.ends.expect(&ended);
         core.snapshots.publish(revision);
         let counters = &core.counters;
         Counters::add(&counters.batches, 1);
@@ -163,7 +171,7 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
         Counters::add(&counters.ended, ended.len());
         let expired = ended.iter().filter(|(_, reason)| *reason == EndReason::Expired).count();
         Counters::add(&counters.expired, expired);
-        core.ends.committed(ended);
+        core.ends.send(ended);
     }
     for (reply, verdict) in verdicts {
         match &verdict {
@@ -229,23 +237,25 @@ impl<'a> Round<'a> {
             Work::Transaction(intent) => self.judge_transaction(&intent)?,
             Work::Make { name, policy } => self.make(name, policy),
             Work::Sweep { container, rows } => {
+                let policy = Arc::clone(&self.containers[&container].policy);
                 let mut outcome = Outcome::default();
                 for (bucket, key) in rows {
-                    self.sweep(&mut outcome, (container, key), |record| record.bucket == bucket);
+                    let filed_here = |record: &Record| record.bucket == bucket;
+                    self.sweep(&mut outcome, (container, key), &policy, filed_here);
                 }
                 outcome
             }
-            Work::Refile { container, from, keys, next } => {
+            Work::Refile { container, policy: revision, from, keys, next } => {
                 let mut state = ContainerState::clone(&self.containers[&container]);
+                let policy = Arc::clone(&state.policy);
                 let mut outcome = Outcome::default();
-                // Somebody shortened the timeout again: the walk has begun anew.
-                if state.refile_from.as_ref() == Some(&from) {
+                // Otherwise the policy has changed again, and the walk begins anew.
+                if state.policy_revision == revision && state.refile_from.as_ref() == Some(&from) {
                     for key in keys {
-                        let policy = Arc::clone(&state.policy);
                         let late = |record: &Record| {
                             record.bucket > timeslice::bucket(record.slice_end, &policy)
                         };
-                        self.sweep(&mut outcome, (container, key), late);
+                        self.sweep(&mut outcome, (container, key), &policy, late);
                     }
                     state.refile_from = next;
                     outcome.containers.insert(container, state);
@@ -271,7 +281,10 @@ impl<'a> Round<'a> {
             // What has expired never becomes valid again, swept or not: it ends before the longer
             // timeout takes effect.
             if state.policy.lifetime_secs() < change.policy.lifetime_secs() {
-                self.end_due(*id, &BTreeMap::new(), u64::MAX)?;
+                let policy = Arc::clone(&state.policy);
+                let mut ends = Outcome::default();
+                self.end_due(&mut ends, *id, &policy, &BTreeMap::new(), u64::MAX)?;
+                self.accept(ends);
             }
         }
         let revision = self.revision.next();
@@ -283,19 +296,21 @@ impl<'a> Round<'a> {
         }
         for (place, draft) in &intent.drafts {
             let stored = self.session(place)?;
-            let container = match outcome.containers.get(&place.0) {
-                Some(state) => state,
-                None => &*self.containers[&place.0],
+            let before = Arc::clone(&self.containers[&place.0]);
+            let circumstances = Circumstances {
+                container: outcome.containers.get(&place.0).unwrap_or(&before),
+                before: &before.policy,
+                resolvers: &self.core.resolvers,
+                now: self.now,
+                revision,
             };
-            let resolvers = &self.core.resolvers;
-            let circumstances = Circumstances { container, resolvers, now: self.now, revision };
             let judgement = judge(draft, stored.clone(), &place.1, circumstances);
             let judgement = judgement.map_err(|objection| match objection {
                 Objection::Refused(error) => error,
                 Objection::Expired(error) => {
                     // Its end is no part of the transaction that found it.
                     let mut end = Outcome::default();
-                    self.sweep(&mut end, place.clone(), |_| true);
+                    self.sweep(&mut end, place.clone(), &before.policy, |_| true);
                     self.accept(end);
                     error
                 }
@@ -310,72 +325,54 @@ impl<'a> Round<'a> {
                 *outcome.created.entry(place.0).or_default() += judgement.created;
             }
         }
-        for id in outcome.created.keys() {
-            let policy = match outcome.containers.get(id) {
-                Some(state) => &state.policy,
-                None => &self.containers[id].policy,
-            };
-            let (limit, count) = (policy.limit, counted(&self.containers[id], &outcome));
-            if limit == 0 || count <= limit {
+        for id in outcome.created.keys().copied().collect::<Vec<_>>() {
+            let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
+            let policy = Arc::clone(&state.policy);
+            let limit = policy.limit;
+            let count = |outcome: &Outcome| counted(&self.containers[&id], outcome);
+            let excess = count(&outcome).saturating_sub(limit);
+            if limit == 0 || excess == 0 {
                 continue;
             }
-            // Make room by ending what is due, which is no part of this transaction. It is judged
-            // again afterwards, under the revision that follows.
-            if self.end_due(*id, &intent.drafts, count - limit)? == 0 {
+            // Make room by ending what is due.
+            self.end_due(&mut outcome, id, &policy, &intent.drafts, excess)?;
+            if counted(&self.containers[&id], &outcome) > limit {
                 return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
             }
-            return self.judge_transaction(intent);
         }
         Ok(outcome)
     }
 
-    /// Ends up to `wanted` sessions that are due, in a commit of their own; how many there were.
+    /// Ends up to `wanted` sessions that have expired under `policy`, without those in `except`.
+    /// One that cannot be read is left alone: it must not keep others from ending.
     fn end_due(
         &mut self,
+        outcome: &mut Outcome,
         id: ContainerId,
+        policy: &Policy,
         except: &BTreeMap<Place, Draft>,
         wanted: u64,
-    ) -> Result<usize, Error> {
-        let mut outcome = Outcome::default();
-        for key in self.due(id, except, wanted)? {
-            self.sweep(&mut outcome, (id, key), |_| true);
-        }
-        let ended = outcome.ends.len();
-        self.accept(outcome);
-        Ok(ended)
-    }
-
-    /// Up to `wanted` sessions that have expired and not ended, without those in `except`.
-    fn due(
-        &mut self,
-        id: ContainerId,
-        except: &BTreeMap<Place, Draft>,
-        wanted: u64,
-    ) -> Result<Vec<Key>, Error> {
+    ) -> Result<(), Error> {
         const PAGE: usize = 256;
         let state = Arc::clone(&self.containers[&id]);
-        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         let pinned = self.core.versions.pin(id, self.core.snapshots.published());
-        let mut due = Vec::new();
-        let mut take = |round: &mut Self, key: Key| -> Result<bool, Error> {
+        let enough =
+            outcome.ends.len().saturating_add(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let mut end = |round: &mut Self, key: Key| {
             let place = (id, key);
-            if !except.contains_key(&place)
-                && let Some(record) = round.session(&place)?
-                && record.is_expired(&state.policy, round.now)
-            {
-                due.push(place.1);
+            if !except.contains_key(&place) {
+                let now = round.now;
+                round.sweep(outcome, place, policy, |record| record.is_expired(policy, now));
             }
-            Ok(due.len() >= wanted)
+            outcome.ends.len() >= enough
         };
-        if state.refile_from.is_some() {
-            // Buckets may be too late: only the records tell.
+        // Under another policy than they were filed by, buckets may be too late: all are looked at.
+        if state.refile_from.is_some() || policy.lifetime_secs() < state.policy.lifetime_secs() {
             let mut from = Some(Key::from(""));
             while let Some(start) = from {
-                let (rows, next) = pinned.scan(id, &start, PAGE)?;
-                for (key, _) in rows {
-                    if take(self, key)? {
-                        return Ok(due);
-                    }
+                let (keys, next) = pinned.keys(id, &start, PAGE)?;
+                if keys.into_iter().any(|key| end(self, key)) {
+                    return Ok(());
                 }
                 from = next;
             }
@@ -383,15 +380,13 @@ impl<'a> Round<'a> {
             let mut from = Some(first_row());
             while let Some(start) = from {
                 let (rows, next) = pinned.due(id, self.now.as_secs(), &start, PAGE)?;
-                for (_, key) in rows {
-                    if take(self, key)? {
-                        return Ok(due);
-                    }
+                if rows.into_iter().any(|(_, key)| end(self, key)) {
+                    return Ok(());
                 }
                 from = next;
             }
         }
-        Ok(due)
+        Ok(())
     }
 
     fn make(&mut self, name: Arc<str>, policy: Arc<Policy>) -> Outcome {
@@ -415,12 +410,17 @@ impl<'a> Round<'a> {
 
     /// Ends the session at a place if its time is over; files it anew if it lives and is `due`.
     /// One that cannot be read is left alone: it must not keep others from ending.
-    fn sweep(&mut self, outcome: &mut Outcome, place: Place, due: impl Fn(&Record) -> bool) {
+    fn sweep(
+        &mut self,
+        outcome: &mut Outcome,
+        place: Place,
+        policy: &Policy,
+        due: impl Fn(&Record) -> bool,
+    ) {
         let Ok(Some(record)) = self.session(&place) else { return };
         if !due(&record) {
             return;
         }
-        let policy = &self.containers[&place.0].policy;
         if record.is_expired(policy, self.now) {
             outcome.sessions.push((place.clone(), None));
             outcome.ends.push((place, record, EndReason::Expired));

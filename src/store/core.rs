@@ -80,6 +80,11 @@ impl Core {
         }
     }
 
+    /// Takes no more commits; those that are queued are finished.
+    pub(crate) fn refuse(&self) {
+        drop(self.queue.write().expect("nothing panics while it is held").take());
+    }
+
     pub(crate) fn container(&self, id: ContainerId, snapshot: &Snapshot) -> Arc<ContainerState> {
         let state = self.versions.container(id, snapshot.revision());
         state.expect("a handle is made of a container that exists, and none is ever removed")
@@ -141,8 +146,7 @@ impl Core {
 
     /// Whether the listeners keep up, so that work which ends sessions may be queued.
     fn may_end(&self, work: &Work, budget: Duration) -> bool {
-        let max = work.ends_pending_max(self.bounds.ends_pending_max);
-        max.is_none_or(|max| self.ends.wait_below(max, budget))
+        self.ends.wait_below(work.ends_pending_max(self.bounds.ends_pending_max), budget)
     }
 
     /// Wakes a task when the queue has been emptied next.

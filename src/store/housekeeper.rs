@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::error::Error;
-use crate::model::container::ContainerState;
+use crate::model::container::ContainerId;
 use crate::store::commit::Work;
 use crate::store::core::Core;
 use crate::store::events::Event;
@@ -37,27 +37,33 @@ impl AddAssign for Swept {
     }
 }
 
-/// Sweeps until nothing is due.
+/// Sweeps until nothing is due. Trouble in one container does not keep others from being swept.
 pub(crate) fn sweep(core: &Core) -> Result<Swept, Error> {
     let mut swept = Swept::default();
+    let mut trouble = Ok(());
     for state in core.versions.containers() {
-        swept += refile(core, &state)?;
-        swept += sweep_container(core, &state)?;
+        for done in [refile(core, state.id), sweep_container(core, state.id)] {
+            match done {
+                Ok(done) => swept += done,
+                Err(error) => trouble = trouble.and(Err(error)),
+            }
+        }
     }
-    Ok(swept)
+    trouble.map(|()| swept)
 }
 
-fn sweep_container(core: &Core, state: &ContainerState) -> Result<Swept, Error> {
+fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     let mut swept = Swept::default();
     let mut from = Some(first_row());
     while let Some(start) = from {
-        let pinned = core.versions.pin(state.id, core.snapshots.published());
-        let (rows, next) = pinned.due(state.id, core.now().as_secs(), &start, BATCH)?;
-        drop(pinned);
+        let snapshot = core.begin()?;
+        let pinned = core.versions.pin(id, snapshot.revision());
+        let (rows, next) = pinned.due(id, core.now().as_secs(), &start, BATCH)?;
+        drop((pinned, snapshot));
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
         for rows in rows.chunks(BATCH) {
-            let work = Work::Sweep { container: state.id, rows: rows.to_vec() };
+            let work = Work::Sweep { container: id, rows: rows.to_vec() };
             swept += submit(core, work, rows.len())?;
         }
     }
@@ -66,20 +72,20 @@ fn sweep_container(core: &Core, state: &ContainerState) -> Result<Swept, Error> 
 
 /// Files anew what a shorter timeout has left in too late a bucket. A crash in between leaves the
 /// place to go on from in the container.
-fn refile(core: &Core, state: &ContainerState) -> Result<Swept, Error> {
+fn refile(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     let mut swept = Swept::default();
-    let mut from = state.refile_from.clone();
-    while let Some(start) = from {
-        let pinned = core.versions.pin(state.id, core.snapshots.published());
-        let (rows, next) = pinned.scan(state.id, &start, BATCH)?;
-        drop(pinned);
-        let keys: Vec<_> = rows.into_iter().map(|(key, _)| key).collect();
-        let examined = keys.len();
-        let work = Work::Refile { container: state.id, from: start, keys, next: next.clone() };
-        swept += submit(core, work, examined)?;
-        from = next;
+    loop {
+        // Container and sessions are those of one snapshot: what was filed before the timeout was
+        // shortened is among the sessions, and what was filed after it needs no filing.
+        let snapshot = core.begin()?;
+        let state = core.container(id, &snapshot);
+        let Some(from) = state.refile_from.clone() else { return Ok(swept) };
+        let pinned = core.versions.pin(id, snapshot.revision());
+        let (keys, next) = pinned.keys(id, &from, BATCH)?;
+        drop((pinned, snapshot));
+        let (examined, policy) = (keys.len(), state.policy_revision);
+        swept += submit(core, Work::Refile { container: id, policy, from, keys, next }, examined)?;
     }
-    Ok(swept)
 }
 
 fn submit(core: &Core, work: Work, examined: usize) -> Result<Swept, Error> {

@@ -11,6 +11,7 @@ use crate::model::container::ContainerState;
 use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::merge::{Refusal, Resolvers, Rules, merge, require};
+use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision, Size};
 use crate::store::listeners::EndReason;
 use crate::store::outcome::MergedSession;
@@ -18,7 +19,10 @@ use crate::store::outcome::MergedSession;
 /// Everything that a verdict depends on besides the session itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Circumstances<'a> {
+    /// The container with the policy that the transaction sets, if it sets one.
     pub container: &'a ContainerState,
+    /// The policy in force before this commit: it says whether what is stored has expired.
+    pub before: &'a Policy,
     pub resolvers: &'a Resolvers,
     pub now: Time,
     /// The number of the commit, if it comes to one.
@@ -66,13 +70,13 @@ fn create(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<(), Objection> {
-    let Circumstances { container, now, revision, .. } = circumstances;
+    let Circumstances { container, before, now, revision, .. } = circumstances;
     let policy = &*container.policy;
     let refuse = |reason, stored: Option<&Arc<Record>>| {
         Err(Objection::Refused(conflict(reason, life, stored, key, circumstances)))
     };
     match judgement.record.take() {
-        Some(other) if other.is_expired(policy, now) => {
+        Some(other) if other.is_expired(before, now) => {
             judgement.ends.push((other, EndReason::Expired));
         }
         Some(other) => return refuse(ConflictReason::Exists, Some(&other)),
@@ -101,7 +105,7 @@ fn change(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<(), Objection> {
-    let Circumstances { container, resolvers, now, revision } = circumstances;
+    let Circumstances { container, before, resolvers, now, revision } = circumstances;
     let policy = &*container.policy;
     let conflict = |reason, stored| conflict(reason, life, stored, key, circumstances);
     let Some(stored) = judgement.record.as_ref().filter(|record| record.id == life.base.id) else {
@@ -118,7 +122,7 @@ fn change(
     if let Some(touch) = life.touch {
         touched.touch(touch);
     }
-    if touched.is_expired(policy, now) {
+    if touched.is_expired(before, now) {
         return match life.demands() {
             true => Err(Objection::Expired(conflict(ConflictReason::Ended, Some(stored)))),
             // An access that came too late to help: it ends here, and takes up no more room.
@@ -183,7 +187,7 @@ mod tests {
     use super::*;
     use crate::model::container::ContainerId;
     use crate::model::merge::laws;
-    use crate::model::policy::{Policy, Rule};
+    use crate::model::policy::Rule;
     use crate::model::timeslice;
 
     fn container(policy: Policy) -> ContainerState {
@@ -204,7 +208,8 @@ mod tests {
         now: u64,
     ) -> Result<Judgement, Objection> {
         let circumstances = Circumstances {
-            container: &container(policy),
+            before: &policy,
+            container: &container(policy.clone()),
             resolvers: &Resolvers::default(),
             now: Time::from_secs(now),
             revision: Revision(9),

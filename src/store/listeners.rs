@@ -5,9 +5,9 @@
 //! process lives. Nothing that a listener does stops the store: it may fail, panic, take its time,
 //! and use the store itself.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
@@ -120,19 +120,15 @@ pub(crate) fn call(
     listener: impl FnOnce() -> Result<(), ListenerError>,
 ) -> Result<(), Event> {
     let failed = |panicked| Event::ListenerFailed { listener: name.to_owned(), panicked };
-    match catch_unwind(AssertUnwindSafe(listener)) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(failed(false)),
+    match catch_unwind(AssertUnwindSafe(|| listener().is_ok())) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(failed(false)),
         Err(panic) => {
-            forget(panic);
+            // Its payload may panic when it is dropped.
+            mem::forget(panic);
             Err(failed(true))
         }
     }
-}
-
-/// A panic may carry a value whose own `drop` panics.
-fn forget(panic: Box<dyn Any + Send>) {
-    let _ = catch_unwind(AssertUnwindSafe(move || drop(panic)));
 }
 
 /// Ends on their way to their listeners.
@@ -165,14 +161,15 @@ impl Ends {
         (ends, receiver)
     }
 
-    /// Queues ends that have just become durable. The queue itself has no bound, because the
+    /// Counts ends that have become durable, before anybody can see them.
+    pub(crate) fn expect(&self, ends: &EndBatch) {
+        lock(&self.progress).committed += ends.len() as u64;
+    }
+
+    /// Queues ends that have been counted and may now be seen. The queue itself has no bound, because the
     /// committer must not wait for a listener that waits for the committer; who *causes* ends is
     /// held up instead (see [`Core::submit`](crate::store::core::Core::submit)).
-    pub(crate) fn committed(&self, ends: EndBatch) {
-        if ends.is_empty() {
-            return;
-        }
-        lock(&self.progress).committed += ends.len() as u64;
+    pub(crate) fn send(&self, ends: EndBatch) {
         if let Some(queue) = &*lock(&self.queue) {
             queue.send(ends).expect("the courier outlives the queue");
         }
@@ -181,6 +178,11 @@ impl Ends {
     pub(crate) fn pending(&self) -> u64 {
         let progress = lock(&self.progress);
         progress.committed - progress.delivered
+    }
+
+    /// Whether this is the thread that delivers, which must not wait for itself.
+    pub(crate) fn is_courier(&self) -> bool {
+        lock(&self.progress).courier == Some(thread::current().id())
     }
 
     /// Returns when every end committed so far has been delivered; at once on the thread that
@@ -220,6 +222,7 @@ impl Ends {
         &self,
         queue: &EndsReceiver,
         deliver: impl Fn(&Arc<EndedSession>, EndReason),
+        delivered: impl Fn(),
     ) {
         lock(&self.progress).courier = Some(thread::current().id());
         for ends in queue {
@@ -227,6 +230,7 @@ impl Ends {
                 deliver(session, *reason);
                 lock(&self.progress).delivered += 1;
                 self.delivered.notify_all();
+                delivered();
             }
         }
     }

@@ -25,7 +25,7 @@ mod workspace;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -74,7 +74,8 @@ pub use transaction::{Savepoint, Transaction};
 #[derive(Clone)]
 pub struct Store {
     core: Arc<Core>,
-    /// Keeps the threads going. `None` in the hands of a listener while the store is closing.
+    /// Keeps the threads going. `None` in the hands of a listener: it may use the store, but does
+    /// not keep it open.
     running: Option<Arc<Running>>,
 }
 
@@ -82,6 +83,7 @@ pub struct Store {
 struct Running {
     core: Arc<Core>,
     engine: Arc<dyn Engine>,
+    /// Held by who stops the store until it has stopped: a second one waits, and finds nothing.
     threads: Mutex<Threads>,
 }
 
@@ -169,12 +171,10 @@ impl Store {
         let (core, engine) = (Arc::clone(&running.core), Arc::clone(&running.engine));
         threads.committer =
             Some(threads::spawn("commit", move || commit::run(&core, &*engine, &requests))?);
-        let (core, store) = (Arc::clone(&running.core), Arc::downgrade(&running));
+        let core = Arc::clone(&running.core);
         threads.courier = Some(threads::spawn("courier", move || {
-            core.ends.deliver(&undelivered, |session, reason| {
-                deliver(&core, &store, session, reason);
-                core.there_is_room();
-            });
+            let tell = |session: &_, reason| deliver(&core, session, reason);
+            core.ends.deliver(&undelivered, tell, || core.there_is_room());
         })?);
         if let Some(every) = options.sweep_every {
             let (stop, stopped) = bounded(0);
@@ -390,13 +390,15 @@ impl Store {
     /// Closes the store: commits that are queued are finished, ends are delivered, the files are
     /// closed. Whoever uses the store afterwards gets [`Error::Closed`]; a transaction that lives
     /// may still see what it has read. Dropping the last handle does the same without the report.
+    /// Within a listener it only refuses further commits; who opened the store still closes it.
     ///
     /// # Errors
     ///
     /// What the storage reports. Everything that was acknowledged is durable all the same.
     pub fn close(self) -> Result<Stats, Error> {
-        if let Some(running) = &self.running {
-            running.stop()?;
+        match &self.running {
+            Some(running) => running.stop()?,
+            None => self.core.refuse(),
         }
         Ok(self.stats())
     }
@@ -411,13 +413,18 @@ impl fmt::Debug for Store {
 impl Running {
     /// Ends the threads in the order in which they feed each other.
     fn stop(&self) -> Result<(), Error> {
+        if self.core.ends.is_courier() {
+            self.core.refuse();
+            return Ok(());
+        }
+        let mut threads = lock(&self.threads);
         let Threads { housekeeping, housekeeper, committer, courier } =
-            std::mem::take(&mut *lock(&self.threads));
+            std::mem::take(&mut *threads);
         drop(housekeeping);
         join(housekeeper);
         // Listeners may still use the store for what has ended so far.
         self.core.ends.settle();
-        drop(self.core.queue.write().expect("nothing panics while it is held").take());
+        self.core.refuse();
         join(committer);
         self.core.ends.close();
         join(courier);
@@ -433,27 +440,21 @@ impl Drop for Running {
     }
 }
 
-/// Waits for a thread, unless this is it: a listener may close its store.
 fn join(thread: Option<JoinHandle<()>>) {
-    if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+    if let Some(thread) = thread {
         // A panic there is a bug that has been printed already.
         let _ = thread.join();
     }
 }
 
 /// Tells one end to its listener and to those who receive events.
-fn deliver(
-    core: &Arc<Core>,
-    store: &Weak<Running>,
-    session: &Arc<EndedSession>,
-    reason: EndReason,
-) {
+fn deliver(core: &Arc<Core>, session: &Arc<EndedSession>, reason: EndReason) {
     core.event(&Event::Ended(Arc::clone(session), reason));
     let Some(name) = &session.listener else { return };
     let Some(listener) = core.listeners.on_end.get(name) else {
         return core.event(&Event::ListenerMissing { listener: name.clone() });
     };
-    let store = Store { core: Arc::clone(core), running: store.upgrade() };
+    let store = Store { core: Arc::clone(core), running: None };
     if let Err(event) = listeners::call(name, || listener(&store, session, reason)) {
         Counters::add(&core.counters.listener_failures, 1);
         core.event(&event);
@@ -474,6 +475,7 @@ mod tests {
     use super::*;
     use crate::engine::memory::Memory;
     use crate::engine::{Batch, OnCheckpoint};
+    use crate::model::clock::ManualClock;
 
     /// A disk that breaks when it is told to.
     struct Fragile {
@@ -524,5 +526,74 @@ mod tests {
             assert_eq!(txn.len(&shop).unwrap(), 1);
         }
         assert!(matches!(store.close(), Err(Error::Storage(_))));
+    }
+
+    /// A disk that waits for permission before each batch.
+    struct Gated {
+        memory: Memory,
+        entered: Sender<()>,
+        permits: Receiver<()>,
+    }
+
+    impl Engine for Gated {
+        fn on_checkpoint(&mut self, callback: OnCheckpoint) {
+            self.memory.on_checkpoint(callback);
+        }
+
+        fn apply(&self, batch: &Batch) -> Result<(), Error> {
+            let _ = self.entered.send(());
+            // Once nobody permits any more, everything is permitted.
+            let _ = self.permits.recv();
+            self.memory.apply(batch)
+        }
+
+        fn close(&self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    /// A sweep that runs while a shorter timeout is on its way to the disk does not take it for
+    /// dealt with: what was created in the same batch under the longer one is filed anew too.
+    #[test]
+    fn a_sweep_during_a_commit_forgets_nobody() {
+        let clock = ManualClock::new(Time::from_secs(1_000_000_800));
+        let (memory, recovered) = Memory::open();
+        let (entered, enter) = crossbeam_channel::unbounded();
+        let (permit, permits) = crossbeam_channel::unbounded();
+        let engine = Gated { memory, entered, permits };
+        let options = Options::new().clock(clock.clone()).sweep_every(None);
+        let store = Store::start(options, engine, recovered).unwrap();
+        let long = Policy::new().timeout_mins(60);
+        permit.send(()).unwrap();
+        let shop = store.container_with("shop", long.clone()).unwrap();
+        enter.recv().unwrap();
+
+        let create = |key: &str| {
+            let txn = store.begin().unwrap();
+            txn.create(&shop, key).unwrap();
+            txn
+        };
+        let (first, second) = (create("first"), create("second"));
+        let shorten = store.begin().unwrap();
+        shorten.set_policy(&shop, long.timeout_mins(1)).unwrap();
+        // While the first batch is held, the others become one batch.
+        let first = first.commit_async();
+        enter.recv().unwrap();
+        let batch = (second.commit_async(), shorten.commit_async());
+        permit.send(()).unwrap();
+        enter.recv().unwrap();
+        thread::scope(|scope| {
+            let sweep = scope.spawn(|| store.sweep().unwrap());
+            // Whatever the sweep does, it does it while the batch is under way or after it.
+            drop(permit);
+            sweep.join().unwrap();
+        });
+        while store.stats().revision < 4 {
+            thread::yield_now();
+        }
+        drop((first, batch));
+        clock.advance_secs(600);
+        store.sweep().unwrap();
+        assert_eq!(store.core.versions.containers()[0].count, 0);
     }
 }

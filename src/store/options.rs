@@ -129,13 +129,13 @@ impl Options {
     /// [`Store::sweep`]. Default: every second. Sessions expire on time either way; this is about
     /// when their end is told and their space comes back.
     pub fn sweep_every(mut self, every: impl Into<Option<Duration>>) -> Self {
-        self.sweep_every = every.into();
+        self.sweep_every = every.into().map(|every| every.max(Duration::from_millis(1)));
         self
     }
 
-    /// How many commits may wait for the committer. Default: 1,024.
+    /// How many commits may wait for the committer: 1 to 1,048,576. Default: 1,024.
     pub fn queue_max(mut self, commits: usize) -> Self {
-        self.bounds.queue_max = commits.max(1);
+        self.bounds.queue_max = commits.clamp(1, 1 << 20);
         self
     }
 
@@ -156,6 +156,13 @@ impl Options {
     /// is [`Error::SnapshotTooOld`]. Default: 256 MiB.
     pub fn version_bytes_max(mut self, bytes: usize) -> Self {
         self.bounds.version_bytes_max = bytes;
+        self
+    }
+
+    /// How many ends may await slow listeners before sweeps and the ending of many sessions at once
+    /// wait; other transactions wait at sixteen times as many. Default: 65,536.
+    pub fn ends_pending_max(mut self, ends: u64) -> Self {
+        self.bounds.ends_pending_max = ends.max(1);
         self
     }
 

@@ -306,10 +306,7 @@ impl Session {
     ///
     /// Those of every call.
     pub fn iter(&self) -> Result<impl Iterator<Item = (String, Value)> + use<>, Error> {
-        let attributes = self.with(|life, _| {
-            life.reads.all = true;
-            life.attributes()
-        })?;
+        let attributes = self.with(|life, _| life.read_all())?;
         Ok(attributes.into_iter().map(|(name, a)| (name.to_string(), a.value)))
     }
 

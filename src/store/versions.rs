@@ -17,7 +17,7 @@
 //! Every version but the newest is dropped as soon as no snapshot needs it, and the newest as soon
 //! as the view holds it too: an idle store keeps nothing here.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -110,6 +110,22 @@ impl Pinned {
                 None => found.remove(key),
             };
         }
+        Ok((found.into_iter().collect(), next))
+    }
+
+    /// The keys of those, whether their records can be read or not.
+    pub(crate) fn keys(
+        &self,
+        container: ContainerId,
+        from: &Key,
+        max: usize,
+    ) -> Result<Page<Key, Key>, Error> {
+        let rows = self.view.keys(container, from, max)?;
+        let next = rows.get(max - 1).map(successor);
+        let until = next.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let here = self.sessions.range((Bound::Included(from.clone()), until));
+        let mut found: BTreeSet<Key> = rows.into_iter().collect();
+        found.extend(here.map(|(key, _)| key.clone()));
         Ok((found.into_iter().collect(), next))
     }
 

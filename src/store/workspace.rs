@@ -219,6 +219,9 @@ impl Workspace {
             (id, PolicyChange { policy: pending.policy, base })
         };
         let policies: BTreeMap<_, _> = policies.into_iter().map(change).collect();
+        self.check_age()?;
+        // Under the same lock: what another thread writes from now on fails, and is not lost.
+        state.over = true;
         drop(state);
         self.end();
         let nothing = drafts.is_empty() && policies.is_empty();

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
     Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -139,7 +139,7 @@ impl Tables {
     }
 
     pub(super) fn close(&self) -> Result<(), Error> {
-        let open = self.open.lock().expect("nothing panics while it is held").take();
+        let open = self.guard().take();
         match open {
             // The lock is let go of last.
             Some((database, _lock)) => storage!(database.close()),
@@ -147,8 +147,13 @@ impl Tables {
         }
     }
 
+    /// redb may panic on damaged pages; the lock is no worse for it.
+    fn guard(&self) -> MutexGuard<'_, Option<(Database, File)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
-        let open = self.open.lock().expect("nothing panics while it is held");
+        let open = self.guard();
         let (database, _) = open.as_ref().ok_or(Error::Closed)?;
         work(database)
     }
@@ -206,6 +211,28 @@ pub(super) struct TablesView {
     buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
 }
 
+impl TablesView {
+    /// Up to `max` rows of one container, in the order of their keys.
+    fn rows<T>(
+        &self,
+        container: ContainerId,
+        from: &Key,
+        max: usize,
+        row: impl Fn(&[u8], &[u8]) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut found = Vec::new();
+        for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
+            let (place, record) = storage!(next)?;
+            let (owner, key) = place.value();
+            if owner != container.0 {
+                break;
+            }
+            found.push(row(key, record.value())?);
+        }
+        Ok(found)
+    }
+}
+
 impl View for TablesView {
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
         let row = storage!(self.sessions.get((place.0.0, place.1.as_bytes())))?;
@@ -218,16 +245,13 @@ impl View for TablesView {
         from: &Key,
         max: usize,
     ) -> Result<Vec<(Key, Arc<Record>)>, Error> {
-        let mut found = Vec::new();
-        for row in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
-            let (place, record) = storage!(row)?;
-            let (owner, key) = place.value();
-            if owner != container.0 {
-                break;
-            }
-            found.push((Key::from(key), Arc::new(records::decode_session(record.value())?)));
-        }
-        Ok(found)
+        self.rows(container, from, max, |key, record| {
+            Ok((Key::from(key), Arc::new(records::decode_session(record)?)))
+        })
+    }
+
+    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error> {
+        self.rows(container, from, max, |key, _| Ok(Key::from(key)))
     }
 
     fn due(
