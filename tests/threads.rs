@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
@@ -556,20 +556,21 @@ fn a_write_that_races_with_its_commit_is_committed_or_refused() {
     let store = Store::memory().unwrap();
     let shop = store.container_with("shop", Policy::new()).unwrap();
     store.transact(|txn| txn.create(&shop, "ada").map(|_| ())).unwrap();
-    for round in 0..500u64 {
+    for round in 0..2_000u64 {
         let txn = store.begin().unwrap();
         let ada = txn.get(&shop, "ada").unwrap().unwrap();
         ada.insert("n", round * 1_000).unwrap();
-        let writer = ada.clone();
+        let (writer, both) = (ada.clone(), Barrier::new(2));
         let last = thread::scope(|scope| {
-            let writing = scope.spawn(move || {
+            let writing = scope.spawn(|| {
+                both.wait();
                 (1..1_000)
                     .map(|n| round * 1_000 + n)
                     .take_while(|n| writer.insert("n", n).is_ok())
                     .last()
                     .unwrap_or(round * 1_000)
             });
-            thread::yield_now();
+            both.wait();
             txn.commit().unwrap();
             writing.join().unwrap()
         });

@@ -584,7 +584,10 @@ mod tests {
         enter.recv().unwrap();
         thread::scope(|scope| {
             let sweep = scope.spawn(|| store.sweep().unwrap());
-            // Whatever the sweep does, it does it while the batch is under way or after it.
+            // It looks while the batch is on its way to the disk.
+            while !sweep.is_finished() && store.stats().queued == 0 {
+                thread::yield_now();
+            }
             drop(permit);
             sweep.join().unwrap();
         });
