@@ -170,6 +170,9 @@ impl Ends {
     /// committer must not wait for a listener that waits for the committer; who *causes* ends is
     /// held up instead (see [`Core::submit`](crate::store::core::Core::submit)).
     pub(crate) fn send(&self, ends: EndBatch) {
+        if ends.is_empty() {
+            return;
+        }
         if let Some(queue) = &*lock(&self.queue) {
             queue.send(ends).expect("the courier outlives the queue");
         }
