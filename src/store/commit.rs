@@ -329,8 +329,7 @@ impl<'a> Round<'a> {
             let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
             let policy = Arc::clone(&state.policy);
             let limit = policy.limit;
-            let count = |outcome: &Outcome| counted(&self.containers[&id], outcome);
-            let excess = count(&outcome).saturating_sub(limit);
+            let excess = counted(&self.containers[&id], &outcome).saturating_sub(limit);
             if limit == 0 || excess == 0 {
                 continue;
             }
