@@ -307,17 +307,12 @@ fn by_rule(
             let resolve = rules.resolvers.attributes.get(resolver);
             let resolve = resolve.ok_or_else(|| refuse(ResolverTrouble::Missing))?;
             let states = AttributeMerge { name, base, stored, proposed: mine };
-            match catch_unwind(AssertUnwindSafe(|| resolve(&states))) {
-                Err(panic) => {
-                    // Its payload may panic when it is dropped.
-                    mem::forget(panic);
-                    Err(refuse(ResolverTrouble::Panicked))
-                }
-                Ok(Resolution::Decline) => Err(refuse(ResolverTrouble::Declined)),
-                Ok(Resolution::Base) => Ok(base.cloned().map(stamp)),
-                Ok(Resolution::Stored) => Ok(kept.cloned()),
-                Ok(Resolution::Proposed) => Ok(mine.cloned().map(stamp)),
-                Ok(Resolution::New(value)) => Ok(value.map(stamp)),
+            match call(resolver, || resolve(&states))? {
+                Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
+                Resolution::Base => Ok(base.cloned().map(stamp)),
+                Resolution::Stored => Ok(kept.cloned()),
+                Resolution::Proposed => Ok(mine.cloned().map(stamp)),
+                Resolution::New(value) => Ok(value.map(stamp)),
             }
         }
         rule => match mine {
@@ -366,10 +361,7 @@ fn ask_session(
         proposed: SessionState(proposed),
     };
     let answer = match rules.resolvers.sessions.get(resolver) {
-        Some(resolve) => catch_unwind(AssertUnwindSafe(|| resolve(&states))).map_err(|panic| {
-            mem::forget(panic);
-            refuse(ResolverTrouble::Panicked)
-        })?,
+        Some(resolve) => call(resolver, || resolve(&states))?,
         None if resolver == ZOPE_LAST_MODIFIED => zope_last_modified(&states),
         None => return Err(refuse(ResolverTrouble::Missing)),
     };
@@ -389,6 +381,15 @@ fn ask_session(
             .collect()),
         Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
     }
+}
+
+/// Calls a resolver. A panic in it is no answer.
+fn call<T>(resolver: &str, resolve: impl FnOnce() -> T) -> Result<T, Refusal> {
+    catch_unwind(AssertUnwindSafe(resolve)).map_err(|panic| {
+        // Its payload may panic when it is dropped.
+        mem::forget(panic);
+        no_answer(resolver, ResolverTrouble::Panicked)
+    })
 }
 
 fn no_answer(resolver: &str, trouble: ResolverTrouble) -> Refusal {

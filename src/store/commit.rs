@@ -27,6 +27,7 @@
 //! the committer looks for itself whether their time is really over.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -47,7 +48,6 @@ use crate::store::judge::{Circumstances, Objection, judge};
 use crate::store::listeners::{EndBatch, EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Reply, Report};
 use crate::store::stats::Counters;
-use crate::store::versions::first_row;
 
 /// Something for the committer to do.
 pub(crate) struct Request {
@@ -352,40 +352,20 @@ impl<'a> Round<'a> {
         except: &BTreeMap<Place, Draft>,
         wanted: u64,
     ) -> Result<(), Error> {
-        const PAGE: usize = 256;
         let state = Arc::clone(&self.containers[&id]);
         let pinned = self.core.versions.pin(id, self.core.snapshots.published());
-        let enough =
-            outcome.ends.len().saturating_add(usize::try_from(wanted).unwrap_or(usize::MAX));
-        let mut end = |round: &mut Self, key: Key| {
+        let (now, wanted) = (self.now, usize::try_from(wanted).unwrap_or(usize::MAX));
+        let enough = outcome.ends.len().saturating_add(wanted);
+        pinned.suspects(&state, policy, now, |key| {
             let place = (id, key);
             if !except.contains_key(&place) {
-                let now = round.now;
-                round.sweep(outcome, place, policy, |record| record.is_expired(policy, now));
+                self.sweep(outcome, place, policy, |record| record.is_expired(policy, now));
             }
-            outcome.ends.len() >= enough
-        };
-        // Under another policy than they were filed by, buckets may be too late: all are looked at.
-        if state.refile_from.is_some() || policy.lifetime_secs() < state.policy.lifetime_secs() {
-            let mut from = Some(Key::from(""));
-            while let Some(start) = from {
-                let (keys, next) = pinned.keys(id, &start, PAGE)?;
-                if keys.into_iter().any(|key| end(self, key)) {
-                    return Ok(());
-                }
-                from = next;
-            }
-        } else {
-            let mut from = Some(first_row());
-            while let Some(start) = from {
-                let (rows, next) = pinned.due(id, self.now.as_secs(), &start, PAGE)?;
-                if rows.into_iter().any(|(_, key)| end(self, key)) {
-                    return Ok(());
-                }
-                from = next;
-            }
-        }
-        Ok(())
+            Ok(match outcome.ends.len() >= enough {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })
     }
 
     fn make(&mut self, name: Arc<str>, policy: Arc<Policy>) -> Outcome {

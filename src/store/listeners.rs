@@ -146,6 +146,12 @@ struct Progress {
     courier: Option<ThreadId>,
 }
 
+impl Progress {
+    fn is_of_this_thread(&self) -> bool {
+        self.courier == Some(thread::current().id())
+    }
+}
+
 /// The ends of one batch of commits, in the order of delivery.
 pub(crate) type EndBatch = Vec<(Arc<EndedSession>, EndReason)>;
 pub(crate) type EndsReceiver = Receiver<EndBatch>;
@@ -166,8 +172,8 @@ impl Ends {
         lock(&self.progress).committed += ends.len() as u64;
     }
 
-    /// Queues ends that have been counted and may now be seen. The queue itself has no bound, because the
-    /// committer must not wait for a listener that waits for the committer; who *causes* ends is
+    /// Queues ends that have been counted and may now be seen. The queue itself has no bound, because
+    /// the committer must not wait for a listener that waits for the committer; who *causes* ends is
     /// held up instead (see [`Core::submit`](crate::store::core::Core::submit)).
     pub(crate) fn send(&self, ends: EndBatch) {
         if ends.is_empty() {
@@ -185,14 +191,14 @@ impl Ends {
 
     /// Whether this is the thread that delivers, which must not wait for itself.
     pub(crate) fn is_courier(&self) -> bool {
-        lock(&self.progress).courier == Some(thread::current().id())
+        lock(&self.progress).is_of_this_thread()
     }
 
     /// Returns when every end committed so far has been delivered; at once on the thread that
     /// delivers, which would wait for itself.
     pub(crate) fn settle(&self) {
         let progress = lock(&self.progress);
-        if progress.courier == Some(thread::current().id()) {
+        if progress.is_of_this_thread() {
             return;
         }
         let target = progress.committed;
@@ -200,11 +206,11 @@ impl Ends {
         drop(settled.expect("nothing panics while it is held"));
     }
 
-    /// Waits until fewer than `max` ends are pending; false if that takes longer than `budget`, or
-    /// never comes because this thread is the one that delivers.
+    /// Waits until fewer than `max` ends are pending; false if that takes longer than `budget`. True
+    /// at once on the thread that delivers, which would wait for itself.
     pub(crate) fn wait_below(&self, max: u64, budget: Duration) -> bool {
         let progress = lock(&self.progress);
-        if progress.courier == Some(thread::current().id()) {
+        if progress.is_of_this_thread() {
             return true;
         }
         let full = |progress: &mut Progress| progress.committed - progress.delivered >= max;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -9,7 +10,7 @@ use crate::model::container::ContainerId;
 use crate::model::key::Key;
 use crate::model::session::{Record, SessionId};
 use crate::store::session::Session;
-use crate::store::versions::{Pinned, first_row};
+use crate::store::versions::Pinned;
 use crate::store::workspace::Workspace;
 
 const PAGE: usize = 256;
@@ -40,29 +41,16 @@ impl Listing {
         let policy = self.workspace.policy(self.container)?;
         let drafted = self.workspace.drafted(self.container)?;
         let now = self.workspace.core.now();
-        let is_expired =
-            |key: &Key, record: &Record| record.is_expired(&policy, now) && !drafted.contains(key);
         let mut expired = 0;
-        // A bucket may be later than the expiry under a policy it was not filed by.
-        if state.refile_from.is_some() || policy.timeout_secs != state.policy.timeout_secs {
-            let mut from = Some(Key::from(""));
-            while let Some(start) = from {
-                let (rows, next) = self.pinned.scan(self.container, &start, PAGE)?;
-                expired += rows.iter().filter(|(key, record)| is_expired(key, record)).count();
-                from = next;
+        self.pinned.suspects(&state, &policy, now, |key| {
+            if !drafted.contains(&key) {
+                let record = self.pinned.read(self.container, &key)?;
+                let is_expired = record.is_some_and(|record| record.is_expired(&policy, now));
+                expired += u64::from(is_expired);
             }
-        } else {
-            let mut from = Some(first_row());
-            while let Some(start) = from {
-                let (rows, next) = self.pinned.due(self.container, now.as_secs(), &start, PAGE)?;
-                for (_, key) in rows {
-                    let record = self.pinned.read(self.container, &key)?;
-                    expired += usize::from(record.is_some_and(|record| is_expired(&key, &record)));
-                }
-                from = next;
-            }
-        }
-        Ok(expired as u64)
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(expired)
     }
 
     fn fill(&mut self) -> Result<(), Error> {

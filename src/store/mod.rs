@@ -33,6 +33,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::engine::{Engine, Recovered};
 use crate::error::Error;
 use crate::model::clock::{StoreTime, Time};
+use crate::model::container::ContainerId;
 use crate::model::policy::Policy;
 use crate::store::chance::Chance;
 use crate::store::commit::Work;
@@ -196,10 +197,7 @@ impl Store {
     pub fn container(&self, name: &str) -> Result<Container, Error> {
         let names = self.core.names.read().expect("nothing panics while it is held");
         match names.get_key_value(name) {
-            Some((name, id)) => {
-                let core = Arc::clone(&self.core);
-                Ok(Container { core, id: *id, name: Arc::clone(name) })
-            }
+            Some((name, id)) => Ok(self.handle(name, *id)),
             None => Err(Error::NoContainer { name: name.to_owned() }),
         }
     }
@@ -233,12 +231,11 @@ impl Store {
     /// The containers of the store, by name.
     pub fn containers(&self) -> Vec<Container> {
         let names = self.core.names.read().expect("nothing panics while it is held");
-        let container = |(name, id): (&Arc<str>, &_)| Container {
-            core: Arc::clone(&self.core),
-            id: *id,
-            name: Arc::clone(name),
-        };
-        names.iter().map(container).collect()
+        names.iter().map(|(name, id)| self.handle(name, *id)).collect()
+    }
+
+    fn handle(&self, name: &Arc<str>, id: ContainerId) -> Container {
+        Container { core: Arc::clone(&self.core), id, name: Arc::clone(name) }
     }
 
     /// Begins a transaction on what is committed now.

@@ -34,6 +34,7 @@ pub(crate) struct Snapshot {
     registry: Arc<Snapshots>,
     living: Arc<Living>,
     shard: usize,
+    released: AtomicBool,
 }
 
 impl Snapshots {
@@ -55,7 +56,8 @@ impl Snapshots {
         let revision = self.published();
         let snapshot = Arc::new(Living { revision, begun: now, given_up: AtomicBool::new(false) });
         living.push(Arc::clone(&snapshot));
-        Snapshot { registry: Arc::clone(self), living: snapshot, shard }
+        let (registry, released) = (Arc::clone(self), AtomicBool::new(false));
+        Snapshot { registry, living: snapshot, shard, released }
     }
 
     /// The revision of the oldest living snapshot, or what is published if there is none.
@@ -112,6 +114,9 @@ impl Snapshot {
 
     /// Ends the snapshot's life early; nothing is kept for it any more.
     pub(crate) fn release(&self) {
+        if self.released.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let mut shard = lock(&self.registry.shards[self.shard]);
         if let Some(at) = shard.iter().position(|living| Arc::ptr_eq(living, &self.living)) {
             shard.swap_remove(at);

@@ -19,14 +19,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use crate::engine::{Commit, View, successor};
 use crate::error::Error;
+use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
+use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision};
 use crate::store::lock;
 
@@ -150,6 +152,44 @@ impl Pinned {
         }
         Ok((rows, next))
     }
+
+    /// Shows every key of a container whose session may have expired under `policy`, until `visit`
+    /// has seen enough. The index tells, unless buckets may be too late: then it is every key.
+    pub(crate) fn suspects(
+        &self,
+        state: &ContainerState,
+        policy: &Policy,
+        now: Time,
+        mut visit: impl FnMut(Key) -> Result<ControlFlow<()>, Error>,
+    ) -> Result<(), Error> {
+        const PAGE: usize = 256;
+        if state.refile_from.is_some() || policy.lifetime_secs() < state.policy.lifetime_secs() {
+            let page = |from: &Key| self.keys(state.id, from, PAGE);
+            walk(Key::from(""), page, visit)
+        } else {
+            let page = |from: &Row| self.due(state.id, now.as_secs(), from, PAGE);
+            walk(first_row(), page, |(_, key)| visit(key))
+        }
+    }
+}
+
+/// Goes through page after page, until `visit` has seen enough.
+fn walk<T, From>(
+    first: From,
+    page: impl Fn(&From) -> Result<Page<T, From>, Error>,
+    mut visit: impl FnMut(T) -> Result<ControlFlow<()>, Error>,
+) -> Result<(), Error> {
+    let mut from = Some(first);
+    while let Some(start) = from {
+        let (found, next) = page(&start)?;
+        for one in found {
+            if visit(one)?.is_break() {
+                return Ok(());
+            }
+        }
+        from = next;
+    }
+    Ok(())
 }
 
 /// Where the expiry index begins.
@@ -307,17 +347,17 @@ impl Versions {
         self.oldest_written.store(oldest, Ordering::Release);
     }
 
+    /// The same for containers, whose newest state always stays.
+    pub(crate) fn forget_containers(&self, oldest: Revision) {
+        let mut containers = self.containers.write().expect("nothing panics while it is held");
+        containers.values_mut().for_each(|history| history.forget_before(oldest, |_| {}));
+    }
+
     /// Whether a snapshot may be what keeps the oldest versions: one atomic load, for the many
     /// that end and do not matter.
     pub(crate) fn are_kept_for(&self, snapshot: Revision) -> bool {
         let oldest = self.oldest_written.load(Ordering::Acquire);
         oldest != u64::MAX && snapshot.0 < oldest
-    }
-
-    /// The same for containers, whose newest state always stays.
-    pub(crate) fn forget_containers(&self, oldest: Revision) {
-        let mut containers = self.containers.write().expect("nothing panics while it is held");
-        containers.values_mut().for_each(|history| history.forget_before(oldest, |_| {}));
     }
 
     pub(crate) fn bytes(&self) -> usize {

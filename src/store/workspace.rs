@@ -3,7 +3,8 @@
 //! Everything goes through one lock, so that handles may be used from several threads. It is held
 //! while a session is read, and never while somebody else's code runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -40,12 +41,13 @@ pub(crate) struct State {
 #[derive(Clone, Default)]
 struct Changes {
     drafts: BTreeMap<Place, Draft>,
-    policies: BTreeMap<ContainerId, Pending>,
+    /// Those that it has set.
+    policies: BTreeMap<ContainerId, Policies>,
 }
 
-/// A policy that this transaction has set.
+/// A policy as this transaction sees it.
 #[derive(Clone)]
-struct Pending {
+struct Policies {
     policy: Arc<Policy>,
     /// The same, as it decides who lives within this transaction: a longer timeout holds from the
     /// commit on, because what has expired must not become valid again.
@@ -84,20 +86,12 @@ impl Workspace {
 
     /// The policy that decides who lives within this transaction.
     pub(crate) fn policy(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
-        let mut state = self.lock()?;
-        if let Some(pending) = state.changes.policies.get(&id) {
-            return Ok(Arc::clone(&pending.meanwhile));
-        }
-        Ok(Arc::clone(&state.container(self, id).policy))
+        Ok(self.lock()?.policies(self, id).meanwhile)
     }
 
     /// The policy that this transaction has set, or the stored one.
     pub(crate) fn settings(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
-        let mut state = self.lock()?;
-        if let Some(pending) = state.changes.policies.get(&id) {
-            return Ok(Arc::clone(&pending.policy));
-        }
-        Ok(Arc::clone(&state.container(self, id).policy))
+        Ok(self.lock()?.policies(self, id).policy)
     }
 
     pub(crate) fn set_policy(&self, id: ContainerId, policy: Policy) -> Result<(), Error> {
@@ -112,8 +106,8 @@ impl Workspace {
         if policy.lifetime_secs() > stored.lifetime_secs() {
             meanwhile.timeout_secs = stored.timeout_secs;
         }
-        let pending = Pending { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
-        state.changes.policies.insert(id, pending);
+        let policies = Policies { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
+        state.changes.policies.insert(id, policies);
         Ok(())
     }
 
@@ -124,12 +118,8 @@ impl Workspace {
         work: impl FnOnce(&mut Draft, &Policy, Time) -> T,
     ) -> Result<T, Error> {
         let mut state = self.lock()?;
-        state.container(self, place.0);
-        let State { changes: Changes { drafts, policies }, containers, .. } = &mut *state;
-        let policy = match policies.get(&place.0) {
-            Some(pending) => &pending.meanwhile,
-            None => &containers[&place.0].policy,
-        };
+        let policy = state.policies(self, place.0).meanwhile;
+        let drafts = &mut state.changes.drafts;
         let draft = match drafts.get_mut(place) {
             Some(draft) => draft,
             None => {
@@ -138,7 +128,7 @@ impl Workspace {
                 drafts.entry(place.clone()).or_insert(Draft::new(base))
             }
         };
-        Ok(work(draft, policy, self.core.now()))
+        Ok(work(draft, &policy, self.core.now()))
     }
 
     /// The session that this transaction sees under a key of which `base` is in the snapshot,
@@ -148,8 +138,8 @@ impl Workspace {
         place: &Place,
         base: Option<&Arc<Record>>,
     ) -> Result<Option<SessionId>, Error> {
-        let policy = self.policy(place.0)?;
-        let (state, now) = (self.lock()?, self.core.now());
+        let mut state = self.lock()?;
+        let (policy, now) = (state.policies(self, place.0).meanwhile, self.core.now());
         Ok(match state.changes.drafts.get(place) {
             Some(draft) => draft.live(&policy, now).map(|life| life.base.id),
             None => base.filter(|record| !record.is_expired(&policy, now)).map(|record| record.id),
@@ -157,7 +147,7 @@ impl Workspace {
     }
 
     /// The keys of a container that have drafts.
-    pub(crate) fn drafted(&self, id: ContainerId) -> Result<Vec<Key>, Error> {
+    pub(crate) fn drafted(&self, id: ContainerId) -> Result<BTreeSet<Key>, Error> {
         let state = self.lock()?;
         let drafts = state.changes.drafts.keys().filter(|place| place.0 == id);
         Ok(drafts.map(|place| place.1.clone()).collect())
@@ -166,8 +156,8 @@ impl Workspace {
     /// How many of a container's sessions have drafts: of those that the snapshot holds, and of
     /// those that this transaction sees.
     pub(crate) fn count_drafts(&self, id: ContainerId) -> Result<(u64, u64), Error> {
-        let policy = self.policy(id)?;
-        let (state, now) = (self.lock()?, self.core.now());
+        let mut state = self.lock()?;
+        let (policy, now) = (state.policies(self, id).meanwhile, self.core.now());
         let drafts = state.changes.drafts.iter().filter(|(place, _)| place.0 == id);
         Ok(drafts.fold((0, 0), |(found, seen), (_, draft)| {
             let sees = draft.live(&policy, now).is_some();
@@ -192,7 +182,7 @@ impl Workspace {
         let at = at.ok_or(Error::Savepoint)?;
         state.savepoints.truncate(at + 1);
         let saved = state.savepoints[at].1.clone();
-        let given_up = std::mem::replace(&mut state.changes, saved);
+        let given_up = mem::replace(&mut state.changes, saved);
         for (place, later) in given_up.drafts {
             let draft = state.changes.drafts.entry(place).or_insert_with(|| {
                 let base = later.lives.first().filter(|life| !life.created_here);
@@ -212,26 +202,32 @@ impl Workspace {
     /// Ends the transaction; what it wants, if that is anything.
     pub(crate) fn finish(&self) -> Result<Option<Intent>, Error> {
         let mut state = self.lock()?;
-        let Changes { mut drafts, policies } = std::mem::take(&mut state.changes);
+        let Changes { mut drafts, policies } = mem::take(&mut state.changes);
         drafts.retain(|_, draft| draft.has_effect());
-        let change = |(id, pending): (ContainerId, Pending)| {
+        let change = |(id, set): (ContainerId, Policies)| {
             let base = state.container(self, id).policy_revision;
-            (id, PolicyChange { policy: pending.policy, base })
+            (id, PolicyChange { policy: set.policy, base })
         };
         let policies: BTreeMap<_, _> = policies.into_iter().map(change).collect();
         self.check_age()?;
         // Under the same lock: what another thread writes from now on fails, and is not lost.
         state.over = true;
         drop(state);
-        self.end();
+        self.let_go();
         let nothing = drafts.is_empty() && policies.is_empty();
         Ok((!nothing).then_some(Intent { drafts, policies }))
     }
 
-    /// Ends the transaction: handles find that it is over, and the versions that were kept for its
-    /// snapshot alone are let go of.
+    /// Ends the transaction, unless it is over: handles find that it is.
     pub(crate) fn end(&self) {
-        lock(&self.state).over = true;
+        let was_over = mem::replace(&mut lock(&self.state).over, true);
+        if !was_over {
+            self.let_go();
+        }
+    }
+
+    /// Lets go of the snapshot, and of the versions that were kept for it alone.
+    fn let_go(&self) {
         self.snapshot.release();
         if self.core.versions.are_kept_for(self.snapshot.revision()) {
             self.core.versions.forget(self.core.snapshots.oldest());
@@ -240,6 +236,15 @@ impl Workspace {
 }
 
 impl State {
+    /// The policy of a container as this transaction sees it.
+    fn policies(&mut self, workspace: &Workspace, id: ContainerId) -> Policies {
+        if let Some(set) = self.changes.policies.get(&id) {
+            return set.clone();
+        }
+        let stored = Arc::clone(&self.container(workspace, id).policy);
+        Policies { policy: Arc::clone(&stored), meanwhile: stored }
+    }
+
     fn container(&mut self, workspace: &Workspace, id: ContainerId) -> &Arc<ContainerState> {
         let read = || workspace.core.container(id, &workspace.snapshot);
         self.containers.entry(id).or_insert_with(read)
