@@ -27,6 +27,7 @@
 //! the committer looks for itself whether their time is really over.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -147,10 +148,10 @@ fn commit(core: &Core, engine: &dyn Engine, requests: Vec<Request>) {
     let mut round = Round::new(core);
     let verdicts: Vec<_> =
         requests.into_iter().map(|Request { work, reply }| (reply, round.judge(work))).collect();
-    let Round { now, commits, replaced, ended, started, revision, made, .. } = round;
+    let Round { now, commits, sessions, ended, started, revision, made, .. } = round;
     if !commits.is_empty() {
         for commit in &commits {
-            core.versions.stage(commit, &replaced);
+            core.versions.stage(commit, |place| sessions[place].before.clone());
         }
         let batch = Batch { time: now, revision, commits };
         if let Err(error) = apply(engine, &batch) {
@@ -196,13 +197,18 @@ struct Round<'a> {
     /// The revision of the last commit.
     revision: Revision,
     commits: Vec<Commit>,
-    /// The sessions that were looked at, as they were before the batch and as they are now.
-    replaced: BTreeMap<Place, Option<Arc<Record>>>,
-    sessions: BTreeMap<Place, Option<Arc<Record>>>,
+    /// The sessions that were looked at.
+    sessions: BTreeMap<Place, Looked>,
     containers: BTreeMap<ContainerId, Arc<ContainerState>>,
     ended: EndBatch,
     started: usize,
     made: Vec<(Arc<str>, ContainerId)>,
+}
+
+/// A session as it was before the batch, and as the batch has left it so far.
+struct Looked {
+    before: Option<Arc<Record>>,
+    now: Option<Arc<Record>>,
 }
 
 /// What one transaction would do, before it is accepted.
@@ -223,7 +229,6 @@ impl<'a> Round<'a> {
             now: core.now(),
             revision: core.snapshots.published(),
             commits: Vec::new(),
-            replaced: BTreeMap::new(),
             sessions: BTreeMap::new(),
             containers: containers.into_iter().map(|state| (state.id, state)).collect(),
             ended: Vec::new(),
@@ -415,39 +420,35 @@ impl<'a> Round<'a> {
 
     /// The session at a place as the batch has left it so far.
     fn session(&mut self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
-        if let Some(session) = self.sessions.get(place) {
-            return Ok(session.clone());
+        if let Some(looked) = self.sessions.get(place) {
+            return Ok(looked.now.clone());
         }
         let session = self.core.versions.newest(place)?;
-        self.replaced.insert(place.clone(), session.clone());
-        self.sessions.insert(place.clone(), session.clone());
+        let looked = Looked { before: session.clone(), now: session.clone() };
+        self.sessions.insert(place.clone(), looked);
         Ok(session)
     }
 
     /// Makes an outcome part of the batch.
     fn accept(&mut self, mut outcome: Outcome) -> Report {
-        let places = outcome.ends.iter().map(|(place, ..)| place.0);
-        let touched = places.chain(outcome.created.keys().copied()).collect::<Vec<_>>();
-        for id in touched {
-            let state = Arc::clone(&self.containers[&id]);
-            outcome.containers.entry(id).or_insert_with(|| ContainerState::clone(&state));
+        let mut containers = mem::take(&mut outcome.containers);
+        let ended = outcome.ends.iter().map(|(place, ..)| place.0);
+        for id in ended.chain(outcome.created.keys().copied()) {
+            let unchanged = || ContainerState::clone(&self.containers[&id]);
+            containers.entry(id).or_insert_with(unchanged);
         }
-        if outcome.sessions.is_empty() && outcome.containers.is_empty() {
+        if outcome.sessions.is_empty() && containers.is_empty() {
             return Report::nothing(self.revision);
         }
         self.revision = self.revision.next();
-        let counts: Vec<_> =
-            outcome.containers.values().map(|state| (state.id, counted(state, &outcome))).collect();
-        for (id, count) in counts {
-            if let Some(state) = outcome.containers.get_mut(&id) {
-                state.count = count;
-            }
+        for state in containers.values_mut() {
+            state.count = counted(state, &outcome);
         }
         let mut report = Report::nothing(self.revision);
         report.merged = outcome.merged;
         let mut ended = Vec::new();
         for (place, record, reason) in outcome.ends {
-            let state = &outcome.containers[&place.0];
+            let state = &containers[&place.0];
             report.ended.push(EndedInfo {
                 container: state.name.to_string(),
                 key: place.1.clone(),
@@ -467,9 +468,10 @@ impl<'a> Round<'a> {
         self.ended.extend(ended);
         self.started += outcome.created.values().sum::<u64>() as usize;
         for (place, session) in &outcome.sessions {
-            self.sessions.insert(place.clone(), session.clone());
+            let looked = self.sessions.get_mut(place);
+            looked.expect("what is changed was looked at").now = session.clone();
         }
-        let containers: Vec<_> = outcome.containers.into_values().map(Arc::new).collect();
+        let containers: Vec<_> = containers.into_values().map(Arc::new).collect();
         for state in &containers {
             self.containers.insert(state.id, Arc::clone(state));
         }

@@ -270,14 +270,14 @@ impl Versions {
         containers.values().map(|history| Arc::clone(history.newest())).collect()
     }
 
-    /// Puts what a commit replaces and what it replaces it with. Nobody sees the latter until its
+    /// Puts what a commit replaces, which is what was there `before`, and what it replaces it with. Nobody sees the latter until its
     /// revision is published.
-    pub(crate) fn stage(&self, commit: &Commit, replaced: &BTreeMap<Place, Session>) {
+    pub(crate) fn stage(&self, commit: &Commit, before: impl Fn(&Place) -> Session) {
         let mut written = lock(&self.written);
         for (place, session) in &commit.sessions {
             let mut shard = self.shard(place);
             let history = shard.entry(place.clone()).or_insert_with(|| {
-                let before = replaced.get(place).cloned().flatten();
+                let before = before(place);
                 let from = before.as_ref().map_or(Revision::default(), |record| record.revision);
                 self.weigh(&before, true);
                 History(VecDeque::from([(from, before)]))
