@@ -151,6 +151,40 @@ fn a_write_before_the_timeout_is_shortened_stands() {
     assert_eq!(store.sweep().unwrap().ended, 1);
 }
 
+/// More sessions than one page of a walk holds, by the index and by the records.
+#[test]
+fn walks_go_on_after_their_first_page() {
+    const SESSIONS: u64 = 600;
+    let (clock, options) = manual();
+    let store = options.memory().unwrap();
+    let policy = Policy::new().timeout_mins(10);
+    let shop = store.container_with("shop", policy.clone()).unwrap();
+    let fill = store.transact(|txn| {
+        (0..SESSIONS).try_for_each(|n| txn.create(&shop, n.to_string()).map(|_| ()))
+    });
+    fill.unwrap();
+    let count = || {
+        let txn = store.begin().unwrap();
+        let keys: Result<Vec<Key>, Error> = txn.keys(&shop).unwrap().collect();
+        (txn.len(&shop).unwrap(), keys.unwrap().len())
+    };
+    assert_eq!(count(), (SESSIONS, 600));
+    clock.advance_secs(300);
+    store.container_with("shop", policy.clone().timeout_mins(1)).unwrap();
+    assert_eq!(count(), (0, 0));
+    store.container_with("shop", policy.clone()).unwrap();
+    // The longer timeout has ended every one of them.
+    assert_eq!((store.stats().ended, count()), (SESSIONS, (0, 0)));
+
+    store
+        .transact(|txn| {
+            (0..SESSIONS).try_for_each(|n| txn.create(&shop, n.to_string()).map(|_| ()))
+        })
+        .unwrap();
+    clock.advance_secs(1_000);
+    assert_eq!(count(), (0, 0));
+}
+
 /// A key of 32 characters is no hash: its first ones are not for show.
 #[test]
 fn a_fingerprint_shows_nothing_of_a_key_that_is_text() {
