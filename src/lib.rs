@@ -77,6 +77,7 @@ mod store;
 pub mod docs;
 
 pub use crossbeam_channel::Receiver;
+pub use engine::embedded::disk::{Access, Disk, DiskFile, FileKind, LocalDisk};
 pub use error::{Conflict, ConflictReason, Error, LimitKind};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;

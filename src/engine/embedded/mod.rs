@@ -5,6 +5,7 @@
 //! type of redb's.
 
 mod directory;
+pub(crate) mod disk;
 mod records;
 mod tables;
 
