@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::merge::ResolverTrouble;
-use crate::model::session::Revision;
+use crate::model::session::{CommitId, Revision};
 
 /// Why a store could not do what it was asked, grouped by what to do next.
 ///
@@ -114,6 +114,22 @@ pub enum Error {
         waited: Duration,
     },
 
+    /// The disk is full, and the store keeps what room it has left for ending sessions. Make room: the
+    /// store goes on by itself.
+    #[error("the disk is full: only ending sessions works until there is room")]
+    Full,
+
+    /// The storage failed in the middle of this commit: it took effect, or it did not. The store goes
+    /// on by itself as soon as the storage works; then [`Store::fate`](crate::Store::fate) tells.
+    #[error("the storage failed during commit {commit}: it may have taken effect")]
+    Unknown {
+        /// What to ask about.
+        commit: CommitId,
+        /// What failed.
+        #[source]
+        cause: Arc<dyn StdError + Send + Sync>,
+    },
+
     /// The store was closed. Open it again.
     #[error("the store is closed")]
     Closed,
@@ -123,10 +139,12 @@ pub enum Error {
     Aborted(#[source] Box<dyn StdError + Send + Sync>),
 
     /// Another process, or another part of this one, has the store open. Use that one.
-    #[error("the store at {} is open already", path.display())]
+    #[error("the store at {} is open already{}", path.display(), by(.pid))]
     AlreadyOpen {
         /// The directory of the store.
         path: PathBuf,
+        /// The process that has it open, if it has said so.
+        pid: Option<u32>,
     },
 
     /// There is a store already. Open it instead of creating it.
@@ -163,8 +181,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// The storage below failed. After a commit this means unknown, not undone: open the store
-    /// again and look.
+    /// The storage below failed. Nothing was written; later it may work again.
     #[error("the storage failed")]
     Storage(#[source] Arc<dyn StdError + Send + Sync>),
 
@@ -187,7 +204,9 @@ impl Error {
             // Waiting may help, running the closure again at once does not.
             Error::Busy { .. } => false,
             // The commit may have reached the disk; doing it twice could be wrong.
-            Error::Storage(_) => false,
+            Error::Unknown { .. } => false,
+            // What is broken or full does not get better by trying at once.
+            Error::Storage(_) | Error::Full => false,
             Error::Ended
             | Error::Exists { .. }
             | Error::TransactionOver
@@ -213,15 +232,29 @@ impl Error {
     /// The same failure of the storage, for another who asks.
     pub(crate) fn share(&self) -> Self {
         match self {
+            Error::Full => Error::Full,
+            Error::Limit { limit, max } => Error::Limit { limit: *limit, max: *max },
             Error::Storage(cause) => Error::Storage(Arc::clone(cause)),
             Error::Corrupt { table, reason } => Error::Corrupt { table, reason: reason.clone() },
             _ => Error::Closed,
         }
     }
 
+    /// What the storage said.
+    pub(crate) fn cause(&self) -> Arc<dyn StdError + Send + Sync> {
+        match self {
+            Error::Storage(cause) => Arc::clone(cause),
+            other => Arc::new(other.share()),
+        }
+    }
+
     pub(crate) fn storage(error: impl StdError + Send + Sync + 'static) -> Self {
         Error::Storage(Arc::new(error))
     }
+}
+
+fn by(pid: &Option<u32>) -> String {
+    pid.map_or(String::new(), |pid| format!(" (process {pid})"))
 }
 
 /// Why a commit was refused although nothing is wrong with it: another transaction came first.
@@ -293,6 +326,9 @@ pub enum LimitKind {
     Attributes,
     /// `key_bytes_max`: bytes of a key.
     KeyBytes,
+    /// Bytes of everything that one transaction leaves behind: it must fit into a segment of the
+    /// commit log. See [`Options::segment_bytes`](crate::Options::segment_bytes).
+    TransactionBytes,
 }
 
 impl fmt::Display for LimitKind {
@@ -302,6 +338,7 @@ impl fmt::Display for LimitKind {
             LimitKind::SessionBytes => "bytes in a session",
             LimitKind::Attributes => "attributes in a session",
             LimitKind::KeyBytes => "bytes in a key",
+            LimitKind::TransactionBytes => "bytes in a transaction",
         })
     }
 }

@@ -73,6 +73,7 @@ mod engine;
 mod error;
 mod model;
 mod store;
+mod threads;
 
 pub mod docs;
 
@@ -82,12 +83,12 @@ pub use error::{Conflict, ConflictReason, Error, LimitKind};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;
 pub use model::merge::{AttributeMerge, Resolution, ResolverTrouble, SessionMerge, SessionState};
-pub use model::policy::{Policy, Rule};
-pub use model::session::{Revision, SessionId};
+pub use model::policy::{Durability, Policy, Rule};
+pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Keys, ListenerError,
+    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys, ListenerError,
     MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
 };
 

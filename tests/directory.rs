@@ -1,8 +1,11 @@
 //! What may lie at the path of a store, and what becomes of it: a store is opened, an empty place
-//! becomes one, and everything else is refused and left as it is.
+//! becomes one, and everything else is refused and left as it is. And who may come in: one process,
+//! and only the owner of the sessions.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fs;
 use std::path::Path;
 
@@ -20,22 +23,38 @@ fn refused(path: &Path, wanted: impl Fn(&Error) -> bool) {
     assert!(contents(path) == before, "what was refused was changed");
 }
 
-/// The files at a path, the lock aside: it is made to look, and holds nothing.
-fn contents(path: &Path) -> Vec<(String, Vec<u8>)> {
+fn is_not_a_store(error: &Error) -> bool {
+    matches!(error, Error::NotAStore { .. })
+}
+
+/// The files at a path. Of the lock only that it is there: whoever tries a store writes into it.
+fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
     if path.is_file() {
-        return vec![(String::new(), fs::read(path).unwrap())];
+        return BTreeMap::from([(String::new(), fs::read(path).unwrap())]);
     }
     let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
-    let mut found: Vec<_> = entries
-        .map(|entry| {
-            let name = entry.file_name().into_string().unwrap();
-            let bytes = fs::read(entry.path()).unwrap_or_default();
-            (name, bytes)
-        })
-        .filter(|(name, _)| name != "lock")
-        .collect();
-    found.sort();
-    found
+    let read = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        let bytes = match name.as_str() {
+            "lock" => Vec::new(),
+            _ => fs::read(entry.path()).unwrap_or_default(),
+        };
+        (name, bytes)
+    };
+    entries.map(read).collect()
+}
+
+/// A store with ada in it.
+fn make(path: &Path) {
+    let store = Store::open(path).unwrap();
+    let shop = store.container_with("shop", Policy::new()).unwrap();
+    store.transact(|txn| txn.create(&shop, "ada").map(|_| ())).unwrap();
+    store.close().unwrap();
+}
+
+fn has_ada(store: &Store) -> bool {
+    let shop = store.container("shop").unwrap();
+    store.begin().unwrap().peek(&shop, "ada").unwrap().is_some()
 }
 
 #[test]
@@ -46,55 +65,79 @@ fn an_absent_or_empty_directory_becomes_a_store() {
         if path.ends_with("empty") {
             fs::create_dir(&path).unwrap();
         }
-        let store = Store::open(&path).unwrap();
-        store.container_with("shop", Policy::new()).unwrap();
-        store.close().unwrap();
+        make(&path);
         assert!(matches!(Store::create(&path), Err(Error::AlreadyThere { .. })));
-        assert!(Store::open(&path).unwrap().container("shop").is_ok());
+        assert!(has_ada(&Store::open(&path).unwrap()));
     }
 }
 
 #[test]
 fn what_is_no_store_is_refused_and_left_alone() {
-    let not_a_store = |error: &Error| matches!(error, Error::NotAStore { .. });
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
 
     fs::write(path("file"), "a file").unwrap();
-    refused(&path("file"), not_a_store);
+    refused(&path("file"), is_not_a_store);
 
     fs::create_dir(path("foreign")).unwrap();
     fs::write(path("foreign/thesis.tex"), "months of work").unwrap();
-    refused(&path("foreign"), not_a_store);
+    refused(&path("foreign"), is_not_a_store);
 
-    for (name, bytes) in
-        [("empty", &b""[..]), ("text", b"This is no database. ".repeat(500).as_slice())]
-    {
-        fs::create_dir(path(name)).unwrap();
-        fs::write(path(name).join("sessions.redb"), bytes).unwrap();
-        refused(&path(name), not_a_store);
+    for bytes in [&b""[..], b"\x89PNG\r\n\x1a\n", b"SQLite format 3\0", b"sessile\nformat 1\n"] {
+        fs::create_dir_all(path("marked")).unwrap();
+        fs::write(path("marked/sessile"), bytes).unwrap();
+        refused(&path("marked"), is_not_a_store);
     }
 
-    fs::create_dir_all(path("odd/sessions.redb")).unwrap();
-    refused(&path("odd"), not_a_store);
+    // All of a store but its marker.
+    make(&path("lost"));
+    fs::remove_file(path("lost/sessile")).unwrap();
+    refused(&path("lost"), is_not_a_store);
 
-    // A database, but not one of ours.
-    fs::create_dir(path("other")).unwrap();
-    drop(redb::Database::create(path("other/sessions.redb")).unwrap());
-    refused(&path("other"), not_a_store);
+    #[cfg(unix)]
+    {
+        make(&path("store"));
+        std::os::unix::fs::symlink(path("store"), path("link")).unwrap();
+        refused(&path("link"), is_not_a_store);
+        assert!(has_ada(&Store::open(path("store")).unwrap()));
+    }
+}
+
+/// The marker promises sessions, so what is in their place is never begun anew.
+#[test]
+fn a_store_whose_tables_are_lost_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    make(&path);
+    let tables = path.join("sessions.redb");
+    let whole = fs::read(&tables).unwrap();
+    let other = directory.path().join("other");
+    drop(redb::Database::create(&other).unwrap());
+
+    let is_refusal =
+        |error: &Error| is_not_a_store(error) || matches!(error, Error::Corrupt { .. });
+    for bytes in [&b""[..], &b"No database. ".repeat(500), &fs::read(other).unwrap()] {
+        fs::write(&tables, bytes).unwrap();
+        refused(&path, is_refusal);
+    }
+    fs::remove_file(&tables).unwrap();
+    refused(&path, is_refusal);
+    fs::create_dir(&tables).unwrap();
+    refused(&path, is_refusal);
+
+    fs::remove_dir(&tables).unwrap();
+    fs::write(&tables, whole).unwrap();
+    assert!(has_ada(&Store::open(&path).unwrap()));
 }
 
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
-    Store::open(&path).unwrap().close().unwrap();
-    let meta = redb::TableDefinition::<&str, u64>::new("meta");
-    let database = redb::Database::open(path.join("sessions.redb")).unwrap();
-    let txn = database.begin_write().unwrap();
-    txn.open_table(meta).unwrap().insert("format", 7).unwrap();
-    txn.commit().unwrap();
-    drop(database);
+    make(&path);
+    let marker = path.join("sessile");
+    let newer = fs::read_to_string(&marker).unwrap().replace("format 1", "format 7");
+    fs::write(&marker, newer).unwrap();
     refused(&path, |error| matches!(error, Error::Format { found: 7, supported: 1 }));
 }
 
@@ -103,45 +146,233 @@ fn a_store_is_open_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let store = Store::open(&path).unwrap();
+    let is_ours = |error: Error| match error {
+        Error::AlreadyOpen { pid, .. } => assert_eq!(pid, Some(std::process::id())),
+        other => panic!("{other:?}"),
+    };
     for _ in 0..2 {
-        assert!(matches!(Store::open(&path), Err(Error::AlreadyOpen { .. })));
+        is_ours(Store::open(&path).unwrap_err());
     }
     // A clone is the same store; the last one closes it.
     let clone = store.clone();
     drop(store);
-    assert!(matches!(Store::open(&path), Err(Error::AlreadyOpen { .. })));
+    is_ours(Store::open(&path).unwrap_err());
     drop(clone);
     Store::open(&path).unwrap();
 }
 
-/// A crash during creation leaves a database in the making: the next attempt begins again.
+/// A crash while a store is made leaves an attempt: the next one begins again, and keeps it aside.
 #[test]
 fn a_creation_that_was_cut_off_begins_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     for left in [&b""[..], b"half a database"] {
         fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("lock"), "").unwrap();
-        fs::write(path.join("sessions.redb.new"), left).unwrap();
-        let store = Store::create(&path).unwrap();
-        store.container_with("shop", Policy::new()).unwrap();
-        store.close().unwrap();
-        assert!(!path.join("sessions.redb.new").exists());
+        for (name, bytes) in [("lock", &b""[..]), ("creating", b""), ("sessions.redb", left)] {
+            fs::write(path.join(name), bytes).unwrap();
+        }
+        Store::create(&path).unwrap().close().unwrap();
+        assert!(!path.join("creating").exists());
+        assert_eq!(fs::read(path.join("aside-sessions.redb")).unwrap(), left);
+        make(&path);
+        assert!(has_ada(&Store::open(&path).unwrap()));
         fs::remove_dir_all(&path).unwrap();
     }
 }
 
+/// What needs a second process: it is this test's own program, told to open a store.
 #[cfg(unix)]
-#[test]
-fn sessions_are_private() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("store");
-    let _store = Store::open(&path).unwrap();
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&path), 0o700);
-    assert_eq!(mode(&path.join("sessions.redb")), 0o600);
-    assert_eq!(mode(&path.join("lock")), 0o600);
+mod processes {
+    use std::env;
+    use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    use std::os::unix::process::CommandExt as _;
+    use std::path::PathBuf;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// The number of `nobody`. The superuser may read and write everything: where the tests are
+    /// his, the process is somebody else's.
+    const NOBODY: u32 = 65_534;
+
+    const PATH: &str = "SESSILE_TEST_PATH";
+
+    /// A process that opens the store, says what came of it, and keeps it until it is let go.
+    struct Process {
+        child: Child,
+        said: String,
+    }
+
+    impl Process {
+        fn start(program: &Path, path: &Path, umask: &str, user: Option<u32>) -> Self {
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", "umask \"$1\" && shift && exec \"$@\"", "sh", umask])
+                .arg(program)
+                .args(["--exact", "processes::opens_a_store", "--ignored", "--nocapture"])
+                .env(PATH, path)
+                .current_dir("/")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped());
+            if let Some(user) = user {
+                command.uid(user);
+            }
+            let mut child = command.spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+            let said =
+                lines.find_map(|line| Some(line.unwrap().split_once("store: ")?.1.to_owned()));
+            Process { child, said: said.expect("the process says what came of it") }
+        }
+
+        /// It closes the store and goes.
+        fn end(mut self) -> String {
+            drop(self.child.stdin.take());
+            assert!(self.child.wait().unwrap().success());
+            self.said
+        }
+
+        /// `kill -9`.
+        fn kill(mut self) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    #[ignore = "it is run by the others, in processes of their own"]
+    fn opens_a_store() {
+        let Some(path) = env::var_os(PATH) else { return };
+        let opened = Store::open(PathBuf::from(path));
+        let said = match &opened {
+            Ok(store) => {
+                let shop = store.container_with("shop", Policy::new()).unwrap();
+                store.transact(|txn| txn.get_or_create(&shop, "ada").map(|_| ())).unwrap();
+                "open".to_owned()
+            }
+            Err(error) => match error.source() {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            },
+        };
+        let mut stdout = io::stdout();
+        writeln!(stdout, "store: {said}").unwrap();
+        stdout.flush().unwrap();
+        io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn another_process_is_told_who_has_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let program = env::current_exe().unwrap();
+        let process = Process::start(&program, &path, "022", None);
+        assert_eq!(process.said, "open");
+        let mut took = Vec::new();
+        for _ in 0..20 {
+            #[expect(clippy::disallowed_methods, reason = "how long a refusal takes is real time")]
+            let now = Instant::now;
+            let start = now();
+            match Store::open(&path) {
+                Err(Error::AlreadyOpen { pid, .. }) => assert_eq!(pid, Some(process.child.id())),
+                other => panic!("{other:?}"),
+            }
+            took.push(now() - start);
+        }
+        // The machine may be busy; the store may not wait.
+        assert!(took.iter().min() < Some(&Duration::from_millis(50)), "{took:?}");
+
+        // It dies with the store open: what it committed is there, and its lock blocks nobody.
+        process.kill();
+        let store = Store::open(&path).unwrap();
+        assert!(has_ada(&store));
+        let other = Process::start(&program, &path, "022", None).end();
+        let wanted = format!("is open already (process {})", std::process::id());
+        assert!(other.ends_with(&wanted), "{other}");
+    }
+
+    #[test]
+    fn sessions_are_private_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = env::current_exe().unwrap();
+        for umask in ["000", "022", "077", "277"] {
+            let path = directory.path().join(umask).join("store");
+            let process = Process::start(&program, &path, umask, None);
+            assert_eq!(process.said, "open");
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode(path.parent().unwrap()), 0o700, "umask {umask}");
+            assert_eq!(mode(&path), 0o700, "umask {umask}");
+            let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+            let files: Vec<_> = files.collect();
+            assert!(files.len() >= 3, "{files:?}");
+            for file in files {
+                assert_eq!(mode(&file), 0o600, "umask {umask}, {}", file.display());
+            }
+            assert_eq!(process.end(), "open");
+        }
+    }
+
+    /// Each is told by what the operating system says, with the path; nothing is changed or begun.
+    #[test]
+    fn what_the_operating_system_refuses_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let user = (fs::metadata(directory.path()).unwrap().uid() == 0).then_some(NOBODY);
+        chown(directory.path(), user, None).unwrap();
+        // Where the tests are built nobody else may be allowed to look.
+        let program = directory.path().join("program");
+        fs::copy(env::current_exe().unwrap(), &program).unwrap();
+        set(&program, 0o755);
+        let open = |path: &Path| Process::start(&program, path, "022", user).end();
+
+        let path = directory.path().join("store");
+        assert_eq!(open(&path), "open");
+        for (name, mode, refused) in [
+            ("sessile", 0o000, true),
+            ("sessile", 0o400, false),
+            ("lock", 0o000, true),
+            ("lock", 0o400, true),
+            ("sessions.redb", 0o000, true),
+            ("sessions.redb", 0o400, true),
+        ] {
+            let file = path.join(name);
+            set(&file, mode);
+            let before = contents(&path);
+            let said = open(&path);
+            let wanted = match refused {
+                true => format!("the storage failed: {}: Permission denied", file.display()),
+                false => "open".to_owned(),
+            };
+            assert!(said.starts_with(&wanted), "{name} {mode:o}: {said}");
+            assert!(!refused || contents(&path) == before, "{name} {mode:o}");
+            set(&file, 0o600);
+        }
+        set(&path, 0o000);
+        let said = open(&path);
+        let wanted = format!("the storage failed: {}: Permission denied", path.display());
+        assert!(said.starts_with(&wanted), "{said}");
+        set(&path, 0o700);
+        assert_eq!(open(&path), "open");
+
+        // A directory that may only be read: an empty one in it is no store yet, an absent one none.
+        let read_only = directory.path().join("read-only");
+        fs::create_dir(&read_only).unwrap();
+        chown(&read_only, user, None).unwrap();
+        set(&read_only, 0o500);
+        for (path, wanted) in [(&read_only, "lock"), (&read_only.join("store"), "")] {
+            let wanted = path.join(wanted);
+            let wanted = wanted.display().to_string();
+            let said = open(path);
+            let wanted =
+                format!("the storage failed: {}: Permission denied", wanted.trim_end_matches('/'));
+            assert!(said.starts_with(&wanted), "{said}");
+            assert_eq!(fs::read_dir(&read_only).unwrap().count(), 0);
+        }
+        set(&read_only, 0o700);
+    }
 }
 
 /// Time goes on where it stopped: what has been seen to expire stays expired.

@@ -248,7 +248,7 @@ impl World {
         store.settle();
         assert_eq!(store.begin().unwrap().len(&container).unwrap(), 0);
         let stats = store.close().unwrap();
-        assert_eq!((stats.versioned_sessions, stats.version_bytes), (0, 0), "versions are left");
+        assert_eq!((stats.versions, stats.version_bytes), (0, 0), "versions are left");
         let mut ended = self.ended.lock().unwrap().clone();
         ended.sort();
         assert_eq!(ended, self.committed.into_iter().collect::<Vec<_>>(), "ends told");

@@ -4,11 +4,11 @@
 //! constant time that later changes do not touch.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
-use crate::engine::{Batch, Engine, OnCheckpoint, Recovered, View};
+use crate::engine::{Batch, Engine, Failure, Gauges, Listener, Recovered, Taken, View};
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, Place};
@@ -22,43 +22,82 @@ struct Tables {
     buckets: RedBlackTreeSetSync<(ContainerId, u64, Key)>,
 }
 
+#[derive(Default)]
 pub(crate) struct Memory {
     tables: Mutex<Tables>,
-    on_checkpoint: OnCheckpoint,
+    listener: OnceLock<Arc<dyn Listener>>,
 }
 
 impl Memory {
     pub(crate) fn open() -> (Self, Recovered) {
-        let memory =
-            Memory { tables: Mutex::default(), on_checkpoint: Box::new(|_, _| unreachable!()) };
         let recovered = Recovered {
             view: Arc::new(Tables::default()),
+            folded: Revision::default(),
+            sessions: Vec::new(),
+            containers: Vec::new(),
             revision: Revision::default(),
             time: Time::default(),
-            containers: Vec::new(),
         };
-        (memory, recovered)
+        (Memory::default(), recovered)
     }
 }
 
+/// Memory does not fail, is never full, and a batch is as durable as it gets when it is applied.
 impl Engine for Memory {
-    fn on_checkpoint(&mut self, callback: OnCheckpoint) {
-        self.on_checkpoint = callback;
-    }
-
-    fn apply(&self, batch: &Batch) -> Result<(), Error> {
-        let view = {
-            let mut tables = self.tables.lock().expect("nothing panics while it is held");
-            for (place, record) in batch.sessions() {
-                tables.put(place, record);
-            }
-            tables.clone()
-        };
-        (self.on_checkpoint)(Arc::new(view), batch.revision);
+    fn start(&self, listener: Arc<dyn Listener>) -> Result<(), Error> {
+        // Called once: nobody has set it.
+        let _ = self.listener.set(listener);
         Ok(())
     }
 
-    fn close(&self) -> Result<(), Error> {
+    fn apply(&self, batch: Batch, _durable: bool) -> Result<(), Failure> {
+        let revision = batch.revision();
+        let view = {
+            let mut tables = self.tables.lock().expect("nothing panics while it is held");
+            for change in batch.commits.iter().flat_map(|commit| &commit.sessions) {
+                tables.put(&change.place, change.after.as_ref());
+            }
+            tables.clone()
+        };
+        if let Some(listener) = self.listener.get() {
+            listener.checkpoint(Arc::new(view), revision);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn recover(&self) -> Result<Taken, Error> {
+        unreachable!("memory does not fail")
+    }
+
+    fn epoch(&self) -> u64 {
+        1
+    }
+
+    fn is_durable(&self, _epoch: u64, _revision: Revision) -> Option<bool> {
+        None
+    }
+
+    fn weight_max(&self) -> usize {
+        usize::MAX
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        false
+    }
+
+    fn fold(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges::default()
+    }
+
+    fn close(&self, _time: Time) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -91,14 +130,10 @@ impl View for Tables {
         container: ContainerId,
         from: &Key,
         max: usize,
-    ) -> Result<Vec<(Key, Arc<Record>)>, Error> {
+    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error> {
         let rows = self.sessions.range((container, from.clone())..);
         let rows = rows.take_while(|((c, _), _)| *c == container).take(max);
-        Ok(rows.map(|((_, key), record)| (key.clone(), Arc::clone(record))).collect())
-    }
-
-    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error> {
-        Ok(self.scan(container, from, max)?.into_iter().map(|(key, _)| key).collect())
+        Ok(rows.map(|((_, key), record)| (key.clone(), Some(Arc::clone(record)))).collect())
     }
 
     fn due(

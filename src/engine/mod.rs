@@ -11,22 +11,30 @@
 pub(crate) mod embedded;
 pub(crate) mod memory;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
-use crate::model::session::{Record, Revision};
+use crate::model::session::{Record, Revision, Size};
 
 /// What one transaction leaves behind.
 #[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub revision: Revision,
-    /// The session at each place is now this; `None`: it has ended.
-    pub sessions: Vec<(Place, Option<Arc<Record>>)>,
+    pub sessions: Vec<SessionChange>,
     pub containers: Vec<Arc<ContainerState>>,
+}
+
+/// What one commit makes of one session.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionChange {
+    pub place: Place,
+    /// What this commit found here; so that an engine may keep the difference alone.
+    pub before: Option<Arc<Record>>,
+    /// The session is now this; `None`: it has ended.
+    pub after: Option<Arc<Record>>,
 }
 
 /// Transactions that become durable together, in this order.
@@ -34,59 +42,150 @@ pub(crate) struct Commit {
 pub(crate) struct Batch {
     /// The store's time, to go on from after a restart.
     pub time: Time,
-    /// The last commit that is durable with this batch.
-    pub revision: Revision,
     pub commits: Vec<Commit>,
 }
 
+impl Commit {
+    /// About as many bytes as it takes to write this down, and never fewer.
+    pub(crate) fn weight(&self) -> usize {
+        let session = |change: &SessionChange| {
+            let size = change.after.as_ref().map_or(Size::default(), |record| record.size());
+            let removed = change.before.as_ref().map_or(0, |record| match change.after {
+                Some(_) => record.attributes.keys().map(|name| name.len() + 8).sum(),
+                None => 0,
+            });
+            128 + change.place.1.as_bytes().len() + size.bytes + 24 * size.attributes + removed
+        };
+        let container = |state: &Arc<ContainerState>| {
+            let rules: usize = state.policy.rules.keys().map(|name| 64 + name.len()).sum();
+            1_024 + state.name.len() + rules
+        };
+        let sessions: usize = self.sessions.iter().map(session).sum();
+        16 + sessions + self.containers.iter().map(container).sum::<usize>()
+    }
+}
+
 impl Batch {
-    /// The last state that the batch gives to each session, by place.
-    fn sessions(&self) -> BTreeMap<&Place, Option<&Arc<Record>>> {
-        let sessions = self.commits.iter().flat_map(|commit| &commit.sessions);
-        sessions.map(|(place, record)| (place, record.as_ref())).collect()
+    /// The last commit in it.
+    pub(crate) fn revision(&self) -> Revision {
+        self.commits.last().map_or(Revision::default(), |commit| commit.revision)
     }
 }
 
 /// What an engine found when it was opened.
-#[derive(Debug)]
 pub(crate) struct Recovered {
     pub view: Arc<dyn View>,
+    /// Everything up to here is in the view.
+    pub folded: Revision,
+    /// What is not, with the commit that left it so.
+    pub sessions: Vec<(Place, Revision, Option<Arc<Record>>)>,
+    pub containers: Vec<ContainerState>,
+    /// Numbers up to this one may have been used.
     pub revision: Revision,
     /// The latest time in the store.
     pub time: Time,
-    pub containers: Vec<ContainerState>,
 }
 
-/// Called by the engine when a newer view holds everything up to a revision. The store puts its
-/// current view and forgets the versions that only the older view needed, in one step.
-pub(crate) type OnCheckpoint = Box<dyn Fn(Arc<dyn View>, Revision) + Send + Sync>;
+/// Why a batch was not applied.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Nothing of it was written, and the engine goes on.
+    Refused(Error),
+    /// It may be durable or not. The engine does nothing more until it has [recovered](Engine::recover).
+    Unknown(Error),
+}
+
+/// What became of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Everything up to here is durable, and nothing after it.
+    pub durable: Revision,
+    /// Numbers up to this one have been used.
+    pub used: Revision,
+}
+
+/// What an engine tells of its own accord.
+pub(crate) trait Listener: Send + Sync {
+    /// A newer view holds everything up to a revision. The store puts its current view and forgets
+    /// the versions that only the older view needed, in one step.
+    fn checkpoint(&self, view: Arc<dyn View>, revision: Revision);
+
+    fn notice(&self, notice: Notice);
+}
+
+/// Trouble, and its end.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// The log was replayed after an unclean end.
+    Recovered { batches: u64, sessions: u64 },
+    /// The tables cannot be written; it will be tried again.
+    FoldFailed(Error),
+    /// A session's record is damaged: it is absent from now on.
+    Damaged(Place),
+    /// A container's count is not that of its sessions.
+    Miscounted(ContainerId),
+}
 
 /// A place where committed sessions lie.
 pub(crate) trait Engine: Send + Sync {
     /// Called once, before the first batch.
-    fn on_checkpoint(&mut self, callback: OnCheckpoint);
+    fn start(&self, listener: Arc<dyn Listener>) -> Result<(), Error>;
 
-    /// Makes a batch durable, all of it or nothing. After an error it may be either.
-    fn apply(&self, batch: &Batch) -> Result<(), Error>;
+    /// Writes a batch down, all of it or nothing, and makes it durable with all before it, if that is
+    /// wanted now.
+    fn apply(&self, batch: Batch, durable: bool) -> Result<(), Failure>;
 
-    /// Ends the engine. Everything applied is durable already; what is reported is trouble.
-    fn close(&self) -> Result<(), Error>;
+    /// Makes durable what was applied.
+    fn sync(&self) -> Result<(), Failure>;
+
+    /// After an unknown failure: finds out what is durable, and goes on from there.
+    fn recover(&self) -> Result<Taken, Error>;
+
+    /// Which of the times it has gone on is this?
+    fn epoch(&self) -> u64;
+
+    /// Whether a commit of an epoch is durable; `None` if nobody knows, yet or any more.
+    fn is_durable(&self, epoch: u64, revision: Revision) -> Option<bool>;
+
+    /// The greatest [weight](Commit::weight) of a batch.
+    fn weight_max(&self) -> usize;
+
+    /// Whether there is room for ends only.
+    fn is_nearly_full(&self) -> bool;
+
+    /// Brings the view up to date, now.
+    fn fold(&self) -> Result<(), Error>;
+
+    fn gauges(&self) -> Gauges;
+
+    /// Ends the engine. Everything durable is durable already; what is reported is trouble.
+    fn close(&self, time: Time) -> Result<(), Error>;
+}
+
+/// How an engine stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gauges {
+    pub log_bytes: u64,
+    pub dirty_sessions: usize,
+    pub dirty_bytes: usize,
+    pub folds: u64,
+    pub fold_failures: u64,
+    pub recoveries: u64,
+    pub damaged: u64,
 }
 
 /// One unchanging state of the tables. Keep it for a short time: it keeps space from being reused.
 pub(crate) trait View: std::fmt::Debug + Send + Sync {
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error>;
 
-    /// Up to `max` sessions of a container in the order of their keys, from `from` on.
+    /// Up to `max` sessions of a container in the order of their keys, from `from` on. One whose
+    /// record is damaged has none.
     fn scan(
         &self,
         container: ContainerId,
         from: &Key,
         max: usize,
-    ) -> Result<Vec<(Key, Arc<Record>)>, Error>;
-
-    /// The keys of those, whether their records can be read or not.
-    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error>;
+    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error>;
 
     /// Up to `max` rows of the expiry index in the order of bucket and key: those of buckets up to
     /// `until`, from the row `from` on.
@@ -111,7 +210,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::embedded::{Embedded, Mode};
+    use super::embedded::disk::LocalDisk;
+    use super::embedded::{Embedded, Mode, Settings};
     use super::memory::Memory;
     use super::*;
     use crate::model::session::{Attributes, SessionId};
@@ -133,7 +233,8 @@ mod tests {
                     attributes: Attributes::new(),
                 })
             });
-            ((ContainerId(container), Key::from(vec![key; key.into()])), record)
+            let place = (ContainerId(container), Key::from(vec![key; key.into()]));
+            SessionChange { place, before: None, after: record }
         };
         Commit {
             revision: Revision(revision),
@@ -142,13 +243,22 @@ mod tests {
         }
     }
 
+    struct Newest(Mutex<(Arc<dyn View>, Revision)>);
+
+    impl Listener for Newest {
+        fn checkpoint(&self, view: Arc<dyn View>, revision: Revision) {
+            *self.0.lock().unwrap() = (view, revision);
+        }
+
+        fn notice(&self, notice: Notice) {
+            panic!("{notice:?}");
+        }
+    }
+
     /// Plays batches and checks each view that comes of one against plain maps.
-    fn check(mut engine: impl Engine, first: Arc<dyn View>, batches: &[Vec<Vec<Put>>]) {
-        let newest = Arc::new(Mutex::new((first, Revision(0))));
-        let view = Arc::clone(&newest);
-        engine.on_checkpoint(Box::new(move |newer, revision| {
-            *view.lock().unwrap() = (newer, revision);
-        }));
+    fn check(engine: &dyn Engine, first: Arc<dyn View>, batches: &[Vec<Vec<Put>>]) {
+        let newest = Arc::new(Newest(Mutex::new((first, Revision(0)))));
+        engine.start(Arc::clone(&newest) as Arc<dyn Listener>).expect("a thread");
         let mut expected: BTreeMap<Place, Arc<Record>> = BTreeMap::new();
         let mut revision = 0;
         let mut views = Vec::new();
@@ -160,15 +270,17 @@ mod tests {
                     commit(revision, puts)
                 })
                 .collect();
-            for (place, record) in commits.iter().flat_map(|commit| &commit.sessions) {
-                match record {
-                    Some(record) => expected.insert(place.clone(), Arc::clone(record)),
-                    None => expected.remove(place),
+            for change in commits.iter().flat_map(|commit| &commit.sessions) {
+                match &change.after {
+                    Some(record) => expected.insert(change.place.clone(), Arc::clone(record)),
+                    None => expected.remove(&change.place),
                 };
             }
-            let batch = Batch { time: Time::from_secs(9), revision: Revision(revision), commits };
-            engine.apply(&batch).expect("the disk is fine");
-            let (view, at) = newest.lock().unwrap().clone();
+            engine
+                .apply(Batch { time: Time::from_secs(9), commits }, true)
+                .expect("the disk is fine");
+            engine.fold().expect("the disk is fine");
+            let (view, at) = newest.0.lock().unwrap().clone();
             assert_eq!(at, Revision(revision));
             views.push((view, expected.clone()));
         }
@@ -196,7 +308,8 @@ mod tests {
             let page = view.scan(container, &from, 3).expect("the disk is fine");
             let Some((last, _)) = page.last() else { return found };
             from = successor(last);
-            found.extend(page);
+            let whole = |(key, record)| (key, Option::<Arc<Record>>::expect(record, "undamaged"));
+            found.extend(page.into_iter().map(whole));
         }
     }
 
@@ -225,11 +338,21 @@ mod tests {
             ),
         ) {
             let (memory, recovered) = Memory::open();
-            check(memory, recovered.view, &batches);
+            check(&memory, recovered.view, &batches);
             let directory = tempfile::tempdir().expect("a directory");
             let path = directory.path().join("store");
-            let (embedded, recovered) = Embedded::open(&path, Mode::Open).expect("a new store");
-            check(embedded, recovered.view, &batches);
+            let settings = Settings {
+                disk: Arc::new(LocalDisk),
+                segment_bytes: 8 << 10,
+                dirty_bytes_max: 1 << 20,
+                verify: false,
+                fold_inline: false,
+                id: 1,
+            };
+            let opened = Embedded::open(&path, Mode::Open, settings);
+            let (embedded, recovered) = opened.expect("a new store");
+            check(&embedded, recovered.view, &batches);
+            embedded.close(Time::from_secs(9)).expect("the disk is fine");
         }
     }
 }

@@ -162,6 +162,11 @@ impl Draft {
         self.lives.iter_mut().find(|life| life.base.id == id)
     }
 
+    /// Whether more than touches are wanted.
+    pub(crate) fn demands(&self) -> bool {
+        self.lives.iter().any(|life| life.created_here || life.demands())
+    }
+
     pub(crate) fn has_effect(&self) -> bool {
         self.lives.iter().any(Life::has_effect)
     }

@@ -38,6 +38,17 @@ pub enum Rule {
     Resolver(String),
 }
 
+/// When a commit is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// As soon as it is written: it survives the end of the process, and that of the machine from
+    /// at most [`Options::sync_delay`](crate::Options::sync_delay) later on.
+    Relaxed,
+    /// When it is on the disk: it survives anything. The default.
+    #[default]
+    Immediate,
+}
+
 /// The settings of a container, stored with it.
 ///
 /// ```
@@ -68,6 +79,10 @@ pub struct Policy {
     pub attributes_max: usize,
     /// How many bytes a key may have; 1,024 at the most.
     pub key_bytes_max: usize,
+    /// When a commit that changes sessions here is acknowledged. Commits that only touch sessions are
+    /// [`Relaxed`](Durability::Relaxed) whatever this says, and commits that end a session are
+    /// [`Immediate`](Durability::Immediate).
+    pub durability: Durability,
     /// The merge rules of attributes, by name.
     pub rules: BTreeMap<String, Rule>,
     /// The merge rule of every other attribute.
@@ -91,6 +106,7 @@ impl Default for Policy {
             session_bytes_max: 1 << 20,
             attributes_max: 1_000,
             key_bytes_max: 255,
+            durability: Durability::Immediate,
             rules: BTreeMap::new(),
             default_rule: Rule::Checked,
             resolver: None,
@@ -144,6 +160,12 @@ impl Policy {
     /// Sets how many bytes a key may have.
     pub fn key_bytes_max(mut self, bytes: usize) -> Self {
         self.key_bytes_max = bytes;
+        self
+    }
+
+    /// Sets when a commit that changes sessions here is acknowledged.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 

@@ -31,6 +31,23 @@ impl fmt::Display for Revision {
     }
 }
 
+/// What tells one commit of a store from every other, failed ones included: see
+/// [`Store::fate`](crate::Store::fate).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitId {
+    /// Every time that the store begins anew, by being opened or after a failure, is an epoch.
+    pub epoch: u64,
+    /// The number that the commit has, or would have had.
+    pub revision: Revision,
+}
+
+/// `epoch.revision`, such as `3.r17`.
+impl fmt::Display for CommitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.revision)
+    }
+}
+
 /// What tells one generation of a key from the next: 128 random bits, never reused, no secret.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub(crate) u128);
@@ -92,6 +109,15 @@ impl Record {
     /// Files the session under the bucket of its expiry.
     pub(crate) fn file(&mut self, policy: &Policy) {
         self.bucket = timeslice::bucket(self.slice_end, policy);
+    }
+
+    /// About what it takes up in memory.
+    pub(crate) fn weight(&self) -> usize {
+        // Of the record, of an attribute's place in it, and of their allocations.
+        const RECORD: usize = 160;
+        const ATTRIBUTE: usize = 96;
+        let size = self.size();
+        RECORD + size.bytes + ATTRIBUTE * size.attributes
     }
 
     /// What the session weighs against its limits.

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
 
+use crate::engine::{Engine, Listener, Notice, View};
 use crate::error::Error;
 use crate::model::clock::{Clock, StoreTime, Time};
 use crate::model::container::{ContainerId, ContainerState};
 use crate::model::merge::Resolvers;
+use crate::model::session::Revision;
 use crate::store::chance::Chance;
 use crate::store::commit::{Request, Work};
 use crate::store::events::{Event, Events};
@@ -30,9 +32,13 @@ pub(crate) struct Bounds {
     pub snapshot_age_max: Duration,
     pub version_bytes_max: usize,
     pub ends_pending_max: u64,
+    pub resident_bytes_max: usize,
+    /// How long what is written may stay without a sync.
+    pub sync_delay: Duration,
 }
 
 pub(crate) struct Core {
+    pub engine: Arc<dyn Engine>,
     pub clock: Arc<dyn Clock>,
     pub time: Mutex<StoreTime>,
     pub chance: Chance,
@@ -50,7 +56,9 @@ pub(crate) struct Core {
     /// Tasks that found the queue full.
     pub without_room: Mutex<Vec<Waker>>,
     pub anyone_without_room: AtomicBool,
-    /// The failure of the storage that ended all committing.
+    /// Snapshots after the first and before the second of each pair have seen what was taken back.
+    pub revoked: RwLock<Vec<(Revision, Revision)>>,
+    /// The failure of the storage that was not over when the store was closed.
     pub fence: OnceLock<Error>,
 }
 
@@ -90,6 +98,22 @@ impl Core {
         state.expect("a handle is made of a container that exists, and none is ever removed")
     }
 
+    /// Takes back what was seen and is lost: it had been acknowledged before it was durable.
+    pub(crate) fn revoke(&self, durable: Revision, used: Revision) {
+        self.revoked.write().expect("nothing panics while it is held").push((durable, used));
+        let given_up = self.snapshots.give_up_newer_than(durable);
+        Counters::add(&self.counters.snapshots_given_up, given_up);
+    }
+
+    /// An error if a transaction has seen what was taken back.
+    pub(crate) fn check_revoked(&self, snapshot: Revision) -> Result<(), Error> {
+        let revoked = self.revoked.read().expect("nothing panics while it is held");
+        match revoked.iter().any(|(durable, used)| *durable < snapshot && snapshot < *used) {
+            true => Err(Error::SnapshotTooOld { age: Duration::ZERO }),
+            false => Ok(()),
+        }
+    }
+
     /// Gives up snapshots that are too old or cost too much, and drops what nobody sees any more.
     pub(crate) fn tidy(&self) {
         let age_max = self.bounds.snapshot_age_max;
@@ -97,19 +121,25 @@ impl Core {
             Some(deadline) => self.snapshots.give_up_older_than(deadline),
             None => 0,
         };
-        self.versions.forget(self.snapshots.oldest());
-        self.versions.forget_containers(self.snapshots.oldest());
-        while self.versions.bytes() > self.bounds.version_bytes_max {
+        self.forget();
+        let oldest = self.snapshots.oldest().min(self.snapshots.durable());
+        self.versions.forget_containers(oldest);
+        while self.versions.replaced().1 > self.bounds.version_bytes_max {
             match self.snapshots.give_up_oldest() {
                 0 => break,
                 count => given_up += count,
             }
-            self.versions.forget(self.snapshots.oldest());
+            self.forget();
         }
         if given_up > 0 {
             Counters::add(&self.counters.snapshots_given_up, given_up);
             self.event(&Event::SnapshotsGivenUp { count: given_up, age_max });
         }
+    }
+
+    /// Drops the versions that nobody sees any more.
+    pub(crate) fn forget(&self) {
+        self.versions.forget(self.snapshots.oldest(), self.snapshots.durable());
     }
 
     /// Queues work and blocks until its verdict is there.
@@ -185,6 +215,9 @@ impl Core {
     pub(crate) fn stats(&self) -> Stats {
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
+        let (resident_sessions, resident_bytes) = self.versions.resident();
+        let (versions, version_bytes) = self.versions.replaced();
+        let gauges = self.engine.gauges();
         Stats {
             revision: self.snapshots.published().get(),
             commits: count(&counters.commits),
@@ -199,11 +232,52 @@ impl Core {
             listener_failures: count(&counters.listener_failures),
             snapshots_given_up: count(&counters.snapshots_given_up),
             events_dropped: count(&counters.events_dropped),
-            snapshots: self.snapshots.len(),
-            versioned_sessions: self.versions.len(),
-            version_bytes: self.versions.bytes(),
-            queued: self.queued(),
+            snapshots: self.snapshots.len() as u64,
+            resident_sessions: resident_sessions as u64,
+            resident_bytes: resident_bytes as u64,
+            versions: versions as u64,
+            version_bytes: version_bytes as u64,
+            queued: self.queued() as u64,
             ends_pending: self.ends.pending(),
+            log_bytes: gauges.log_bytes,
+            dirty_sessions: gauges.dirty_sessions as u64,
+            dirty_bytes: gauges.dirty_bytes as u64,
+            folds: gauges.folds,
+            fold_failures: gauges.fold_failures,
+            storage_failures: count(&counters.storage_failures),
+            recoveries: gauges.recoveries,
+            damaged_sessions: gauges.damaged,
         }
+    }
+}
+
+/// The store as the engine sees it: it does not keep the store alive.
+pub(crate) struct Told(pub Weak<Core>);
+
+impl Listener for Told {
+    fn checkpoint(&self, view: Arc<dyn View>, revision: Revision) {
+        if let Some(core) = self.0.upgrade() {
+            core.versions.checkpoint(view, revision, core.snapshots.oldest());
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        let Some(core) = self.0.upgrade() else { return };
+        let name = |id: ContainerId| {
+            let containers = core.versions.containers();
+            let found = containers.iter().find(|state| state.id == id);
+            found.map_or(String::new(), |state| state.name.to_string())
+        };
+        core.event(&match notice {
+            Notice::Recovered { batches, sessions } => Event::Replayed { batches, sessions },
+            Notice::FoldFailed(error) => {
+                let error = error.cause().to_string();
+                Event::FoldFailed { error }
+            }
+            Notice::Damaged((container, key)) => {
+                Event::Damaged { container: name(container), session: key.fingerprint() }
+            }
+            Notice::Miscounted(container) => Event::Miscounted { container: name(container) },
+        });
     }
 }

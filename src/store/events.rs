@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::model::clock::ClockTrouble;
 use crate::model::merge::ResolverTrouble;
+use crate::model::session::Revision;
 use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::lock;
 
@@ -46,6 +47,42 @@ pub enum Event {
         count: usize,
         /// The age that is allowed.
         age_max: Duration,
+    },
+    /// A write or a sync of the commit log failed. Commits fail until the store has found out what is
+    /// durable; it goes on trying.
+    StorageFailed {
+        /// What went wrong; the cause is with the commits that failed.
+        error: String,
+    },
+    /// The store goes on after a failure.
+    StorageRecovered {
+        /// The last commit that is durable.
+        durable: Revision,
+    },
+    /// After an unclean end the commit log was replayed.
+    Replayed {
+        /// How many batches of commits were found.
+        batches: u64,
+        /// How many sessions they had changed.
+        sessions: u64,
+    },
+    /// What is in the commit log cannot be moved into the tables at the moment. Commits go on until
+    /// the log is full; the store goes on trying.
+    FoldFailed {
+        /// What went wrong.
+        error: String,
+    },
+    /// The bytes of a session on the disk are damaged. It is absent from now on.
+    Damaged {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+    },
+    /// A container's count is not the number of its sessions.
+    Miscounted {
+        /// The name of the container.
+        container: String,
     },
     /// The housekeeper could not do its work; it will try again.
     SweepFailed {

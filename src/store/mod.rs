@@ -17,7 +17,6 @@ mod outcome;
 mod session;
 mod snapshots;
 mod stats;
-mod threads;
 mod transaction;
 mod versions;
 mod workspace;
@@ -35,13 +34,15 @@ use crate::error::Error;
 use crate::model::clock::{StoreTime, Time};
 use crate::model::container::ContainerId;
 use crate::model::policy::Policy;
+use crate::model::session::CommitId;
 use crate::store::chance::Chance;
 use crate::store::commit::Work;
-use crate::store::core::Core;
+use crate::store::core::{Core, Told};
 use crate::store::listeners::Ends;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
 use crate::store::versions::Versions;
+use crate::threads;
 
 pub use container::Container;
 pub use events::Event;
@@ -83,7 +84,6 @@ pub struct Store {
 /// An open store with its threads. Dropping it closes the store.
 struct Running {
     core: Arc<Core>,
-    engine: Arc<dyn Engine>,
     /// Held by who stops the store until it has stopped: a second one waits, and finds nothing.
     threads: Mutex<Threads>,
 }
@@ -128,25 +128,28 @@ impl Store {
 
     fn start(
         options: Options,
-        mut engine: impl Engine + 'static,
+        engine: impl Engine + 'static,
         recovered: Recovered,
     ) -> Result<Self, Error> {
-        let Recovered { view, revision, time, containers } = recovered;
+        let Recovered { view, folded, sessions, containers, revision, time } = recovered;
         let clock = options.clock;
         let ahead_max = options.clock_ahead_max.unwrap_or_else(|| clock.ahead_max());
         let time = StoreTime::new(time, clock.wall(), clock.elapsed(), ahead_max);
         let snapshots = Arc::new(Snapshots::default());
+        snapshots.sync(revision);
         snapshots.publish(revision);
         let (queue, requests) = bounded(options.bounds.queue_max);
         let (ends, undelivered) = Ends::new();
         let names: BTreeMap<_, _> =
             containers.iter().map(|state| (Arc::clone(&state.name), state.id)).collect();
+        let resident = options.bounds.resident_bytes_max;
         let core = Arc::new(Core {
+            engine: Arc::new(engine),
             clock,
             time: Mutex::new(time),
             chance: Chance::new(options.seed)?,
             bounds: options.bounds,
-            versions: Versions::new(view, revision, containers),
+            versions: Versions::new(view, folded, sessions, containers, resident),
             snapshots,
             names: RwLock::new(names),
             resolvers: options.resolvers,
@@ -157,21 +160,16 @@ impl Store {
             queue: RwLock::new(Some(queue)),
             without_room: Mutex::default(),
             anyone_without_room: false.into(),
+            revoked: RwLock::default(),
             fence: OnceLock::new(),
         });
-        let versions = Arc::downgrade(&core);
-        engine.on_checkpoint(Box::new(move |view, revision| {
-            if let Some(core) = versions.upgrade() {
-                core.versions.checkpoint(view, revision);
-            }
-        }));
-        let engine: Arc<dyn Engine> = Arc::new(engine);
-        let running = Arc::new(Running { core, engine, threads: Mutex::new(Threads::default()) });
+        core.engine.start(Arc::new(Told(Arc::downgrade(&core))))?;
+        let running = Arc::new(Running { core, threads: Mutex::new(Threads::default()) });
         // From here on dropping `running` ends what has been started.
         let mut threads = lock(&running.threads);
-        let (core, engine) = (Arc::clone(&running.core), Arc::clone(&running.engine));
+        let core = Arc::clone(&running.core);
         threads.committer =
-            Some(threads::spawn("commit", move || commit::run(&core, &*engine, &requests))?);
+            Some(threads::spawn("commit", move || commit::run(&core, &*core.engine, &requests))?);
         let core = Arc::clone(&running.core);
         threads.courier = Some(threads::spawn("courier", move || {
             let tell = |session: &_, reason| deliver(&core, session, reason);
@@ -360,6 +358,29 @@ impl Store {
         self.core.now()
     }
 
+    /// What became of a commit that ended in [`Error::Unknown`]: known as soon as the store goes on,
+    /// and after it has been closed and opened again too.
+    pub fn fate(&self, commit: CommitId) -> Fate {
+        let engine = &self.core.engine;
+        match engine.is_durable(commit.epoch, commit.revision) {
+            Some(true) => Fate::Committed,
+            Some(false) => Fate::NotCommitted,
+            None if commit.epoch == engine.epoch() => Fate::Pending,
+            None => Fate::Forgotten,
+        }
+    }
+
+    /// Moves what is in the commit log into the tables, now, and returns when that is done. The store
+    /// does so by itself; this is for backups and tests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] or [`Error::Full`] if the tables cannot be written. Nothing is lost by it.
+    pub fn fold(&self) -> Result<(), Error> {
+        self.core.check_open()?;
+        self.core.engine.fold()
+    }
+
     /// Returns when every end committed so far has been told to its listener. Within a listener of
     /// ends it returns at once.
     pub fn settle(&self) {
@@ -401,6 +422,19 @@ impl Store {
     }
 }
 
+/// What became of a commit: see [`Store::fate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It took effect, and is durable.
+    Committed,
+    /// It never took effect, and never will.
+    NotCommitted,
+    /// The store has not found out yet. Ask again.
+    Pending,
+    /// It is too long ago: the store has begun anew 1,024 times since, or is another one.
+    Forgotten,
+}
+
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Store(at {})", self.core.snapshots.published())
@@ -425,7 +459,8 @@ impl Running {
         join(committer);
         self.core.ends.close();
         join(courier);
-        self.engine.close()?;
+        // What has been seen to expire must stay expired, even if the clock is set back meanwhile.
+        self.core.engine.close(self.core.now())?;
         self.core.fence.get().map_or(Ok(()), |error| Err(error.share()))
     }
 }
@@ -463,137 +498,4 @@ const NAME_BYTES_MAX: usize = 255;
 /// Locks what no panic can leave half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use super::*;
-    use crate::engine::memory::Memory;
-    use crate::engine::{Batch, OnCheckpoint};
-    use crate::model::clock::ManualClock;
-
-    /// A disk that breaks when it is told to.
-    struct Fragile {
-        memory: Memory,
-        broken: Arc<AtomicBool>,
-    }
-
-    impl Engine for Fragile {
-        fn on_checkpoint(&mut self, callback: OnCheckpoint) {
-            self.memory.on_checkpoint(callback);
-        }
-
-        fn apply(&self, batch: &Batch) -> Result<(), Error> {
-            match self.broken.load(Ordering::SeqCst) {
-                true => Err(Error::storage(std::io::Error::other("the disk is broken"))),
-                false => self.memory.apply(batch),
-            }
-        }
-
-        fn close(&self) -> Result<(), Error> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn after_a_failure_of_the_storage_nothing_is_visible_and_reads_go_on() {
-        let broken = Arc::new(AtomicBool::new(false));
-        let (memory, recovered) = Memory::open();
-        let engine = Fragile { memory, broken: Arc::clone(&broken) };
-        let options = Options::new().sweep_every(None);
-        let store = Store::start(options, engine, recovered).unwrap();
-        let shop = store.container_with("shop", Policy::new()).unwrap();
-        store.transact(|txn| txn.create(&shop, "ada")?.insert("n", 1)).unwrap();
-        let before = store.begin().unwrap();
-
-        broken.store(true, Ordering::SeqCst);
-        let write = || store.transact(|txn| txn.get_or_create(&shop, "ada")?.insert("n", 2));
-        assert!(matches!(write(), Err(Error::Storage(_))));
-        let create = store.transact(|txn| txn.create(&shop, "bob").map(|_| ()));
-        assert!(matches!(create, Err(Error::Storage(_))));
-        // Once is for ever: what the disk holds now is not known.
-        broken.store(false, Ordering::SeqCst);
-        assert!(matches!(write(), Err(Error::Storage(_))));
-
-        for txn in [before, store.begin().unwrap()] {
-            let ada = txn.peek(&shop, "ada").unwrap().unwrap();
-            assert_eq!(ada.get::<u32>("n").unwrap(), Some(1));
-            assert_eq!(txn.len(&shop).unwrap(), 1);
-        }
-        assert!(matches!(store.close(), Err(Error::Storage(_))));
-    }
-
-    /// A disk that waits for permission before each batch.
-    struct Gated {
-        memory: Memory,
-        entered: Sender<()>,
-        permits: Receiver<()>,
-    }
-
-    impl Engine for Gated {
-        fn on_checkpoint(&mut self, callback: OnCheckpoint) {
-            self.memory.on_checkpoint(callback);
-        }
-
-        fn apply(&self, batch: &Batch) -> Result<(), Error> {
-            let _ = self.entered.send(());
-            // Once nobody permits any more, everything is permitted.
-            let _ = self.permits.recv();
-            self.memory.apply(batch)
-        }
-
-        fn close(&self) -> Result<(), Error> {
-            Ok(())
-        }
-    }
-
-    /// A sweep that runs while a shorter timeout is on its way to the disk does not take it for
-    /// dealt with: what was created in the same batch under the longer one is filed anew too.
-    #[test]
-    fn a_sweep_during_a_commit_forgets_nobody() {
-        let clock = ManualClock::new(Time::from_secs(1_000_000_800));
-        let (memory, recovered) = Memory::open();
-        let (entered, enter) = crossbeam_channel::unbounded();
-        let (permit, permits) = crossbeam_channel::unbounded();
-        let engine = Gated { memory, entered, permits };
-        let options = Options::new().clock(clock.clone()).sweep_every(None);
-        let store = Store::start(options, engine, recovered).unwrap();
-        let long = Policy::new().timeout_mins(60);
-        permit.send(()).unwrap();
-        let shop = store.container_with("shop", long.clone()).unwrap();
-        enter.recv().unwrap();
-
-        let create = |key: &str| {
-            let txn = store.begin().unwrap();
-            txn.create(&shop, key).unwrap();
-            txn
-        };
-        let (first, second) = (create("first"), create("second"));
-        let shorten = store.begin().unwrap();
-        shorten.set_policy(&shop, long.timeout_mins(1)).unwrap();
-        // While the first batch is held, the others become one batch.
-        let first = first.commit_async();
-        enter.recv().unwrap();
-        let batch = (second.commit_async(), shorten.commit_async());
-        permit.send(()).unwrap();
-        enter.recv().unwrap();
-        thread::scope(|scope| {
-            let sweep = scope.spawn(|| store.sweep().unwrap());
-            // It looks while the batch is on its way to the disk.
-            while !sweep.is_finished() && store.stats().queued == 0 {
-                thread::yield_now();
-            }
-            drop(permit);
-            sweep.join().unwrap();
-        });
-        while store.stats().revision < 4 {
-            thread::yield_now();
-        }
-        drop((first, batch));
-        clock.advance_secs(600);
-        store.sweep().unwrap();
-        assert_eq!(store.core.versions.containers()[0].count, 0);
-    }
 }

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::embedded::{Embedded, Mode};
+use crate::engine::embedded::disk::{Disk, LocalDisk};
+use crate::engine::embedded::{Embedded, Mode, Settings};
 use crate::engine::memory::Memory;
 use crate::error::Error;
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::merge::{AttributeMerge, Resolution, Resolvers, SessionMerge};
 use crate::model::value::Value;
+use crate::store::chance::Chance;
 use crate::store::core::Bounds;
 use crate::store::listeners::{EndReason, EndedSession, ListenerError, Registered};
 use crate::store::{Session, Store, Transaction};
@@ -42,6 +44,10 @@ pub struct Options {
     pub(crate) bounds: Bounds,
     pub(crate) resolvers: Resolvers,
     pub(crate) listeners: Registered,
+    disk: Arc<dyn Disk>,
+    segment_bytes: u64,
+    verify: bool,
+    fold_inline: bool,
 }
 
 impl Default for Options {
@@ -64,9 +70,15 @@ impl Options {
                 snapshot_age_max: Duration::from_secs(60),
                 version_bytes_max: 256 << 20,
                 ends_pending_max: 65_536,
+                sync_delay: Duration::from_millis(100),
+                resident_bytes_max: 256 << 20,
             },
             resolvers: Resolvers::default(),
             listeners: Registered::default(),
+            disk: Arc::new(LocalDisk),
+            segment_bytes: 64 << 20,
+            verify: false,
+            fold_inline: false,
         }
     }
 
@@ -101,8 +113,17 @@ impl Options {
     }
 
     fn embedded(self, path: &Path, mode: Mode) -> Result<Store, Error> {
-        let (engine, recovered) = Embedded::open(path, mode)?;
-        Store::start(self, engine, recovered)
+        let options = self;
+        let settings = Settings {
+            disk: Arc::clone(&options.disk),
+            segment_bytes: options.segment_bytes,
+            dirty_bytes_max: options.bounds.resident_bytes_max,
+            verify: options.verify,
+            fold_inline: options.fold_inline,
+            id: Chance::new(options.seed)?.session_id().0,
+        };
+        let (engine, recovered) = Embedded::open(path, mode, settings)?;
+        Store::start(options, engine, recovered)
     }
 
     /// Where the time comes from. Default: the operating system.
@@ -156,6 +177,52 @@ impl Options {
     /// is [`Error::SnapshotTooOld`]. Default: 256 MiB.
     pub fn version_bytes_max(mut self, bytes: usize) -> Self {
         self.bounds.version_bytes_max = bytes;
+        self
+    }
+
+    /// How much memory the sessions in use may take up, about, in bytes. Default: 256 MiB. Of what is
+    /// committed and not in the tables yet, half as much starts a fold, and as much makes commits
+    /// wait. The rest is for sessions that were read lately.
+    pub fn memory_max(mut self, bytes: usize) -> Self {
+        self.bounds.resident_bytes_max = bytes;
+        self
+    }
+
+    /// The size of each of the two segments of the commit log, in bytes: 4 KiB to 1 GiB, a multiple of
+    /// 512. Default: 64 MiB. A larger log means fewer writes for sessions that are changed often, and
+    /// more to replay after a crash. No transaction may leave behind more than fits into one.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes.clamp(4 << 10, 1 << 30).next_multiple_of(512);
+        self
+    }
+
+    /// How long what is acknowledged may stay without being synced, where that is allowed: see
+    /// [`Durability::Relaxed`](crate::Durability). Default: 100 ms.
+    pub fn sync_delay(mut self, delay: Duration) -> Self {
+        self.bounds.sync_delay = delay;
+        self
+    }
+
+    /// Whether every page of the tables is verified before the store is used: half a second for a
+    /// million sessions, or more. Default: only after the machine has died, and where something is
+    /// wrong.
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Where the files lie: a disk of a test's own that fails when it is told to. Default:
+    /// [`LocalDisk`].
+    pub fn disk(mut self, disk: impl Disk) -> Self {
+        self.disk = Arc::new(disk);
+        self
+    }
+
+    /// Moves the commit log into the tables on the committer's thread and not in the background, so
+    /// that a simulated disk sees the same operations each time.
+    #[doc(hidden)]
+    pub fn fold_inline(mut self) -> Self {
+        self.fold_inline = true;
         self
     }
 

@@ -20,6 +20,7 @@ const SHARDS: usize = 16;
 pub(crate) struct Snapshots {
     shards: [Mutex<Vec<Arc<Living>>>; SHARDS],
     published: AtomicU64,
+    durable: AtomicU64,
 }
 
 struct Living {
@@ -46,6 +47,16 @@ impl Snapshots {
     /// From now on transactions see everything up to `revision`.
     pub(crate) fn publish(&self, revision: Revision) {
         self.published.store(revision.0, Ordering::Release);
+    }
+
+    /// The last commit that nothing can take back.
+    pub(crate) fn durable(&self) -> Revision {
+        Revision(self.durable.load(Ordering::Acquire))
+    }
+
+    /// From now on everything up to `revision` is durable.
+    pub(crate) fn sync(&self, revision: Revision) {
+        self.durable.store(revision.0, Ordering::Release);
     }
 
     /// Registers a snapshot of what is published.
@@ -80,6 +91,11 @@ impl Snapshots {
             true => self.give_up(|living| living.revision == oldest),
             false => 0,
         }
+    }
+
+    /// Gives up every snapshot that has seen more than `revision`.
+    pub(crate) fn give_up_newer_than(&self, revision: Revision) -> usize {
+        self.give_up(|living| living.revision > revision)
     }
 
     fn give_up(&self, which: impl Fn(&Living) -> bool) -> usize {

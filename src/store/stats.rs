@@ -18,6 +18,7 @@ pub(crate) struct Counters {
     pub listener_failures: AtomicU64,
     pub snapshots_given_up: AtomicU64,
     pub events_dropped: AtomicU64,
+    pub storage_failures: AtomicU64,
 }
 
 impl Counters {
@@ -26,71 +27,81 @@ impl Counters {
     }
 }
 
-/// What a store has been doing since it was opened, and how it stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[non_exhaustive]
-pub struct Stats {
-    /// The newest revision.
-    pub revision: u64,
-    /// Transactions committed.
-    pub commits: u64,
-    /// Batches they were made durable in.
-    pub batches: u64,
-    /// Sessions into which concurrent changes were merged.
-    pub merges: u64,
-    /// Commits refused because of a conflict.
-    pub conflicts: u64,
-    /// Attempts that `transact` made after the first.
-    pub retries: u64,
-    /// Commits refused because the queue stayed full.
-    pub busy: u64,
-    /// Sessions created.
-    pub started: u64,
-    /// Sessions ended, for whatever reason.
-    pub ended: u64,
-    /// Those of them whose time was over.
-    pub expired: u64,
-    /// Listeners that failed or panicked.
-    pub listener_failures: u64,
-    /// Transactions that lived too long.
-    pub snapshots_given_up: u64,
-    /// Events that a subscriber did not take in time.
-    pub events_dropped: u64,
-    /// Living snapshots.
-    pub snapshots: usize,
-    /// Sessions with versions in memory.
-    pub versioned_sessions: usize,
-    /// What those versions weigh, about.
-    pub version_bytes: usize,
-    /// Commits that wait for the committer.
-    pub queued: usize,
-    /// Ends that await their listener.
-    pub ends_pending: u64,
+/// Each name stands once: it is a field, and a line when the whole is shown.
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// What a store has been doing since it was opened, and how it stands.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// One `name value` a line.
+        impl fmt::Display for Stats {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(writeln!(f, "{:<20}{:>14}", stringify!($name), self.$name)?;)*
+                Ok(())
+            }
+        }
+    };
 }
 
-/// One `name value` a line.
-impl fmt::Display for Stats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = [
-            ("revision", self.revision),
-            ("commits", self.commits),
-            ("batches", self.batches),
-            ("merges", self.merges),
-            ("conflicts", self.conflicts),
-            ("retries", self.retries),
-            ("busy", self.busy),
-            ("started", self.started),
-            ("ended", self.ended),
-            ("expired", self.expired),
-            ("listener_failures", self.listener_failures),
-            ("snapshots_given_up", self.snapshots_given_up),
-            ("events_dropped", self.events_dropped),
-            ("snapshots", self.snapshots as u64),
-            ("versioned_sessions", self.versioned_sessions as u64),
-            ("version_bytes", self.version_bytes as u64),
-            ("queued", self.queued as u64),
-            ("ends_pending", self.ends_pending),
-        ];
-        rows.iter().try_for_each(|(name, value)| writeln!(f, "{name:<20}{value:>14}"))
-    }
+stats! {
+    /// The newest revision.
+    revision,
+    /// Transactions committed.
+    commits,
+    /// Batches they were made durable in.
+    batches,
+    /// Sessions into which concurrent changes were merged.
+    merges,
+    /// Commits refused because of a conflict.
+    conflicts,
+    /// Attempts that `transact` made after the first.
+    retries,
+    /// Commits refused because the queue stayed full.
+    busy,
+    /// Sessions created.
+    started,
+    /// Sessions ended, for whatever reason.
+    ended,
+    /// Those of them whose time was over.
+    expired,
+    /// Listeners that failed or panicked.
+    listener_failures,
+    /// Transactions that lived too long.
+    snapshots_given_up,
+    /// Events that a subscriber did not take in time.
+    events_dropped,
+    /// Living snapshots.
+    snapshots,
+    /// Sessions in memory.
+    resident_sessions,
+    /// What they weigh, about, in bytes.
+    resident_bytes,
+    /// Replaced versions that are kept for the sake of old snapshots.
+    versions,
+    /// What they weigh, about, in bytes.
+    version_bytes,
+    /// Commits that wait for the committer.
+    queued,
+    /// Ends that await their listener.
+    ends_pending,
+    /// Bytes of the commit log that are not in the tables yet.
+    log_bytes,
+    /// Sessions that were changed since they were last written to the tables.
+    dirty_sessions,
+    /// What those weigh, about, in bytes.
+    dirty_bytes,
+    /// How often the commit log was moved into the tables.
+    folds,
+    /// How often that failed, and was tried again.
+    fold_failures,
+    /// Writes and syncs of the commit log that failed.
+    storage_failures,
+    /// How often the store went on after such a failure.
+    recoveries,
+    /// Sessions found damaged on the disk, and absent since.
+    damaged_sessions,
 }

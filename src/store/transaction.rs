@@ -7,7 +7,7 @@ use crate::error::{Error, LimitKind};
 use crate::model::container::{ContainerId, Place};
 use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
-use crate::model::policy::Policy;
+use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Revision, SessionId};
 use crate::store::commit::{Request, Work};
 use crate::store::container::Container;
@@ -275,6 +275,29 @@ impl Transaction {
         self.workspace.set_policy(self.container_id(container)?, policy)
     }
 
+    /// Says when this commit is to be acknowledged, whatever the containers say: the strictest of
+    /// [`Policy::durability`] holds otherwise. Commits that end a session are
+    /// [`Immediate`](Durability::Immediate) all the same.
+    ///
+    /// ```
+    /// # use sessile::{Durability, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let txn = store.begin()?;
+    /// txn.get_or_create(&visitors, "ada")?.insert("scrolled_to", 1_240)?;
+    /// txn.set_durability(Durability::Relaxed)?; // may be lost if the machine dies within 100 ms
+    /// txn.commit()?;
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn set_durability(&self, durability: Durability) -> Result<(), Error> {
+        self.workspace.lock()?.durability = Some(durability);
+        Ok(())
+    }
+
     /// Marks a point to go back to.
     ///
     /// ```
@@ -313,9 +336,10 @@ impl Transaction {
     /// # Errors
     ///
     /// [`Error::Conflict`], [`Error::SnapshotTooOld`]: begin again. [`Error::Limit`]: a limit that
-    /// concurrent commits have exhausted. [`Error::Busy`]: the queue stayed full.
-    /// [`Error::Closed`], [`Error::Corrupt`]: nothing was written. [`Error::Storage`]: unknown.
-    /// After all of them the transaction is over.
+    /// concurrent commits have exhausted. [`Error::Busy`]: the queue stayed full. [`Error::Full`]: so
+    /// did the disk. [`Error::Closed`], [`Error::Corrupt`], [`Error::Storage`]: nothing was written.
+    /// [`Error::Unknown`]: ask [`Store::fate`](crate::Store::fate). After all of them the transaction
+    /// is over.
     pub fn commit(self) -> Result<Report, Error> {
         match self.workspace.finish()? {
             Some(intent) => self.workspace.core.submit(Work::Transaction(intent)),

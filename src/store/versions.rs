@@ -1,7 +1,7 @@
-//! What each living snapshot may see.
+//! The sessions in memory: what each living snapshot may see, and what was used lately.
 //!
-//! The tables below hold one state, the newest. Whoever began earlier sees an older one, so a
-//! commit first puts what it replaces, and what it replaces it with, into this map:
+//! The tables below hold one state, that of the last checkpoint. What was committed since is only
+//! here, and so is what older snapshots see:
 //!
 //! ```text
 //!   revision    3      5            8
@@ -10,14 +10,15 @@
 //!                      ^ what S sees: the newest version not newer than 5
 //! ```
 //!
-//! A point read asks the map, then the newest view, then the map again: a commit that came between
-//! the first two has put its pre-image here *before* it touched the tables. A scan pins a view and
-//! the map's sessions under the lock in which the view is exchanged.
+//! A version that a newer one has replaced goes as soon as no snapshot sees it, and the newer one is
+//! durable. The newest version of a session stays at least until a checkpoint holds it. From then on
+//! it is *settled*: it stays as long as there is memory for it, and goes if it has not been read
+//! since it was looked at last (CLOCK, Corbató 1968). So sessions in use are read without the tables.
 //!
-//! Every version but the newest is dropped as soon as no snapshot needs it, and the newest as soon
-//! as the view holds it too: an idle store keeps nothing here.
+//! A point read asks the map, then the newest view. A scan pins the view and the sessions that are
+//! not settled, under the lock in which the view is exchanged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -34,27 +35,61 @@ use crate::store::lock;
 
 /// The states of one thing, each from the revision on that is beside it.
 #[derive(Debug)]
-struct History<T>(VecDeque<(Revision, T)>);
+struct History<T> {
+    newest: (Revision, T),
+    /// Those before it, oldest first.
+    older: VecDeque<(Revision, T)>,
+}
 
 impl<T: Clone> History<T> {
-    fn at(&self, snapshot: Revision) -> Option<&T> {
-        self.0.iter().rev().find(|(from, _)| *from <= snapshot).map(|(_, state)| state)
+    fn new(from: Revision, state: T) -> Self {
+        History { newest: (from, state), older: VecDeque::new() }
     }
 
-    fn newest(&self) -> &T {
-        &self.0.back().expect("a history is never empty").1
+    fn at(&self, snapshot: Revision) -> Option<&T> {
+        let states = [&self.newest].into_iter().chain(self.older.iter().rev());
+        states.into_iter().find(|(from, _)| *from <= snapshot).map(|(_, state)| state)
+    }
+
+    fn push(&mut self, from: Revision, state: T) {
+        self.older.push_back(std::mem::replace(&mut self.newest, (from, state)));
+    }
+
+    /// Takes the newest state back; `None` if it is the only one.
+    fn pop(&mut self) -> Option<T> {
+        let before = self.older.pop_back()?;
+        Some(std::mem::replace(&mut self.newest, before).1)
     }
 
     /// Drops what nobody who began at `oldest` or later can see.
     fn forget_before(&mut self, oldest: Revision, mut dropped: impl FnMut(&T)) {
-        while self.0.get(1).is_some_and(|(next, _)| *next <= oldest) {
-            dropped(&self.0.pop_front().expect("there are two").1);
+        while !self.older.is_empty() {
+            let next = self.older.get(1).map_or(self.newest.0, |(next, _)| *next);
+            if next > oldest {
+                return;
+            }
+            self.older.pop_front().into_iter().for_each(|(_, state)| dropped(&state));
         }
     }
 }
 
 type Session = Option<Arc<Record>>;
-type Shard = HashMap<Place, History<Session>>;
+
+/// A session in memory.
+struct Resident {
+    history: History<Session>,
+    /// Read since it was looked at last.
+    used: bool,
+    /// Among those of the shard that are not settled.
+    listed: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    sessions: HashMap<Place, Resident>,
+    /// Those that the view may not show as every snapshot should see them.
+    unsettled: Vec<Place>,
+}
 
 /// A row of the expiry index: bucket and key.
 pub(crate) type Row = (u64, Key);
@@ -72,8 +107,14 @@ pub(crate) struct Versions {
     written: Mutex<VecDeque<(Revision, Place)>>,
     /// The revision of the first of those; the greatest number if there is none.
     oldest_written: AtomicU64,
-    /// What the versions weigh.
-    bytes: AtomicUsize,
+    /// How many versions have been replaced and are kept, and what they weigh.
+    replaced: AtomicUsize,
+    replaced_bytes: AtomicUsize,
+    /// What the newest versions weigh, and what they may.
+    resident_bytes: AtomicUsize,
+    resident_bytes_max: usize,
+    /// Where to look next for sessions to let go of.
+    hand: AtomicUsize,
     containers: RwLock<BTreeMap<ContainerId, History<Arc<ContainerState>>>>,
     /// The newest view, and the revision up to which it holds everything.
     checkpoint: RwLock<(Arc<dyn View>, Revision)>,
@@ -102,33 +143,35 @@ impl Pinned {
         from: &Key,
         max: usize,
     ) -> Result<Page<(Key, Arc<Record>), Key>, Error> {
-        let rows = self.view.scan(container, from, max)?;
-        let next = rows.get(max - 1).map(|(last, _)| successor(last));
-        let until = next.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found: BTreeMap<Key, Arc<Record>> = rows.into_iter().collect();
-        for (key, session) in self.sessions.range((Bound::Included(from.clone()), until)) {
-            match session {
-                Some(record) => found.insert(key.clone(), Arc::clone(record)),
-                None => found.remove(key),
-            };
-        }
-        Ok((found.into_iter().collect(), next))
+        let (found, next) = self.rows(container, from, max)?;
+        let found = found.into_iter().filter_map(|(key, session)| Some((key, session?)));
+        Ok((found.collect(), next))
     }
 
-    /// The keys of those, whether their records can be read or not.
+    /// The keys of those, whether their records can be read or not, and of some that have ended.
     pub(crate) fn keys(
         &self,
         container: ContainerId,
         from: &Key,
         max: usize,
     ) -> Result<Page<Key, Key>, Error> {
-        let rows = self.view.keys(container, from, max)?;
-        let next = rows.get(max - 1).map(successor);
+        let (found, next) = self.rows(container, from, max)?;
+        Ok((found.into_keys().collect(), next))
+    }
+
+    fn rows(
+        &self,
+        container: ContainerId,
+        from: &Key,
+        max: usize,
+    ) -> Result<(BTreeMap<Key, Session>, Option<Key>), Error> {
+        let rows = self.view.scan(container, from, max)?;
+        let next = rows.get(max - 1).map(|(last, _)| successor(last));
         let until = next.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found: BTreeMap<_, _> = rows.into_iter().collect();
         let here = self.sessions.range((Bound::Included(from.clone()), until));
-        let mut found: BTreeSet<Key> = rows.into_iter().collect();
-        found.extend(here.map(|(key, _)| key.clone()));
-        Ok((found.into_iter().collect(), next))
+        found.extend(here.map(|(key, session)| (key.clone(), session.clone())));
+        Ok((found, next))
     }
 
     /// Sessions in buckets up to `until`: the rows of the index that hold, and where to go on. The
@@ -200,41 +243,81 @@ pub(crate) fn first_row() -> Row {
 impl Versions {
     pub(crate) fn new(
         view: Arc<dyn View>,
-        revision: Revision,
+        folded: Revision,
+        sessions: Vec<(Place, Revision, Session)>,
         containers: Vec<ContainerState>,
+        resident_bytes_max: usize,
     ) -> Self {
-        let first = |state: ContainerState| {
-            (state.id, History(VecDeque::from([(revision, Arc::new(state))])))
-        };
-        Versions {
+        let first = |state: ContainerState| (state.id, History::new(folded, Arc::new(state)));
+        let versions = Versions {
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             written: Mutex::default(),
             oldest_written: AtomicU64::new(u64::MAX),
-            bytes: AtomicUsize::new(0),
+            replaced: AtomicUsize::new(0),
+            replaced_bytes: AtomicUsize::new(0),
+            resident_bytes: AtomicUsize::new(0),
+            resident_bytes_max,
+            hand: AtomicUsize::new(0),
             containers: RwLock::new(containers.into_iter().map(first).collect()),
-            checkpoint: RwLock::new((view, revision)),
+            checkpoint: RwLock::new((view, folded)),
+        };
+        for (place, revision, session) in sessions {
+            let mut shard = versions.shard(&place);
+            versions.add(&versions.resident_bytes, &session);
+            shard.unsettled.push(place.clone());
+            let history = History::new(revision, session);
+            shard.sessions.insert(place, Resident { history, used: true, listed: true });
         }
+        versions
     }
 
     /// The session at a place as of a snapshot that is registered.
     pub(crate) fn read(&self, place: &Place, snapshot: Revision) -> Result<Session, Error> {
-        let versioned = || self.shard(place).get(place).and_then(|h| h.at(snapshot).cloned());
-        if let Some(session) = versioned() {
-            return Ok(session);
+        if let Some(resident) = self.shard(place).sessions.get_mut(place) {
+            resident.used = true;
+            if let Some(session) = resident.history.at(snapshot) {
+                return Ok(session.clone());
+            }
         }
-        let stored = self.view().read(place)?;
-        // A commit that changed the row in between has left the state before it in the map.
-        Ok(versioned().unwrap_or(stored))
+        self.fetch(place, |history| history.at(snapshot).cloned())
     }
 
     /// The session at a place as the last commit left it. For the committer alone.
     pub(crate) fn newest(&self, place: &Place) -> Result<Session, Error> {
-        let versioned = self.shard(place).get(place).map(|history| history.newest().clone());
-        match versioned {
-            Some(session) => Ok(session),
-            None => self.view().read(place),
+        if let Some(resident) = self.shard(place).sessions.get(place) {
+            return Ok(resident.history.newest.1.clone());
         }
+        self.fetch(place, |history| Some(history.newest.1.clone()))
+    }
+
+    /// Reads a session from the tables, and keeps it.
+    fn fetch(
+        &self,
+        place: &Place,
+        choose: impl FnOnce(&History<Session>) -> Option<Session>,
+    ) -> Result<Session, Error> {
+        // As long as this is held the view stays the newest, so what is read is not outdated: a commit
+        // that has changed the session since is here, because no view holds it.
+        let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
+        let stored = checkpoint.0.read(place)?;
+        let mut shard = self.shard(place);
+        if let Some(session) =
+            shard.sessions.get(place).and_then(|resident| choose(&resident.history))
+        {
+            return Ok(session);
+        }
+        if let Some(record) = &stored
+            && !shard.sessions.contains_key(place)
+        {
+            self.add(&self.resident_bytes, &stored);
+            let history = History::new(record.revision, stored.clone());
+            let resident = Resident { history, used: true, listed: false };
+            shard.sessions.insert(place.clone(), resident);
+        }
+        drop((shard, checkpoint));
+        self.evict();
+        Ok(stored)
     }
 
     /// Pins what a scan of a container needs to see the snapshot, whatever is committed meanwhile.
@@ -243,9 +326,11 @@ impl Versions {
         let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
         let mut sessions = BTreeMap::new();
         for shard in &self.shards {
-            for (place, history) in lock(shard).iter().filter(|(place, _)| place.0 == container) {
+            let shard = lock(shard);
+            for place in shard.unsettled.iter().filter(|place| place.0 == container) {
                 // A session created after the snapshot has no version that it may see.
-                let session = history.at(snapshot).cloned().flatten();
+                let history = shard.sessions.get(place).map(|resident| &resident.history);
+                let session = history.and_then(|history| history.at(snapshot).cloned().flatten());
                 sessions.insert(place.1.clone(), session);
             }
         }
@@ -260,30 +345,48 @@ impl Versions {
     ) -> Option<Arc<ContainerState>> {
         let containers = self.containers.read().expect("nothing panics while it is held");
         let history = containers.get(&id)?;
-        let first = || history.0.front().map(|(_, state)| state);
-        history.at(snapshot).or_else(first).cloned()
+        let first = || history.older.front().unwrap_or(&history.newest);
+        Some(Arc::clone(history.at(snapshot).unwrap_or_else(|| &first().1)))
     }
 
     /// Every container as the last commit left it.
     pub(crate) fn containers(&self) -> Vec<Arc<ContainerState>> {
         let containers = self.containers.read().expect("nothing panics while it is held");
-        containers.values().map(|history| Arc::clone(history.newest())).collect()
+        containers.values().map(|history| Arc::clone(&history.newest.1)).collect()
     }
 
-    /// Puts what a commit replaces, which is what was there `before`, and what it replaces it with. Nobody sees the latter until its
-    /// revision is published.
-    pub(crate) fn stage(&self, commit: &Commit, before: impl Fn(&Place) -> Session) {
+    /// Puts what a commit makes of sessions behind what it replaces. Nobody sees it until its revision
+    /// is published.
+    pub(crate) fn stage(&self, commit: &Commit) {
         let mut written = lock(&self.written);
-        for (place, session) in &commit.sessions {
+        for change in &commit.sessions {
+            let (place, session) = (&change.place, change.after.clone());
             let mut shard = self.shard(place);
-            let history = shard.entry(place.clone()).or_insert_with(|| {
-                let before = before(place);
-                let from = before.as_ref().map_or(Revision::default(), |record| record.revision);
-                self.weigh(&before, true);
-                History(VecDeque::from([(from, before)]))
-            });
-            self.weigh(session, true);
-            history.0.push_back((commit.revision, session.clone()));
+            let shard = &mut *shard;
+            self.add(&self.resident_bytes, &session);
+            let resident = match shard.sessions.get_mut(place) {
+                Some(resident) => {
+                    let (_, before) = &resident.history.newest;
+                    self.take(&self.resident_bytes, before);
+                    self.replace(before);
+                    resident.history.push(commit.revision, session);
+                    resident
+                }
+                None => {
+                    let before = change.before.clone();
+                    self.replace(&before);
+                    let from =
+                        before.as_ref().map_or(Revision::default(), |record| record.revision);
+                    let mut history = History::new(from, before);
+                    history.push(commit.revision, session);
+                    let resident = Resident { history, used: true, listed: false };
+                    shard.sessions.entry(place.clone()).or_insert(resident)
+                }
+            };
+            if !resident.listed {
+                resident.listed = true;
+                shard.unsettled.push(place.clone());
+            }
             written.push_back((commit.revision, place.clone()));
         }
         self.note_oldest(&written);
@@ -291,55 +394,103 @@ impl Versions {
         if !commit.containers.is_empty() {
             let mut containers = self.containers.write().expect("nothing panics while it is held");
             for state in &commit.containers {
-                let version = (commit.revision, Arc::clone(state));
-                let history = containers.entry(state.id).or_insert(History(VecDeque::new()));
-                history.0.push_back(version);
+                match containers.get_mut(&state.id) {
+                    Some(history) => history.push(commit.revision, Arc::clone(state)),
+                    None => {
+                        let history = History::new(commit.revision, Arc::clone(state));
+                        containers.insert(state.id, history);
+                    }
+                }
             }
         }
     }
 
-    /// Takes back everything newer than `published`: the batch that staged it has failed.
-    pub(crate) fn unstage(&self, published: Revision) {
-        let written = lock(&self.written);
-        for (_, place) in written.iter().rev().take_while(|(revision, _)| *revision > published) {
-            if let Some(history) = self.shard(place).get_mut(place) {
-                while history.0.back().is_some_and(|(from, _)| *from > published) {
-                    let (_, session) = history.0.pop_back().expect("it was looked at");
-                    self.weigh(&session, false);
-                }
+    /// Takes back everything newer than `durable`: the batch that staged it has failed.
+    pub(crate) fn unstage(&self, durable: Revision) {
+        let mut written = lock(&self.written);
+        while written.back().is_some_and(|(revision, _)| *revision > durable) {
+            let Some((_, place)) = written.pop_back() else { break };
+            let mut shard = self.shard(&place);
+            let Some(resident) = shard.sessions.get_mut(&place) else { continue };
+            if resident.history.newest.0 > durable
+                && let Some(session) = resident.history.pop()
+            {
+                self.take(&self.resident_bytes, &session);
+                let (_, before) = &resident.history.newest;
+                self.drop_replaced(before);
+                self.add(&self.resident_bytes, before);
             }
         }
+        self.note_oldest(&written);
         drop(written);
         let mut containers = self.containers.write().expect("nothing panics while it is held");
         containers.retain(|_, history| {
-            history.0.retain(|(from, _)| *from <= published);
-            !history.0.is_empty()
+            while history.newest.0 > durable {
+                if history.pop().is_none() {
+                    return false;
+                }
+            }
+            true
         });
     }
 
     /// Exchanges the view for one that holds everything up to `revision`.
-    pub(crate) fn checkpoint(&self, view: Arc<dyn View>, revision: Revision) {
+    pub(crate) fn checkpoint(&self, view: Arc<dyn View>, revision: Revision, oldest: Revision) {
         let mut checkpoint = self.checkpoint.write().expect("nothing panics while it is held");
         *checkpoint = (view, revision);
+        let settled = revision.min(oldest);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let Shard { sessions, unsettled } = &mut *shard;
+            unsettled.retain(|place| {
+                let Some(resident) = sessions.get_mut(place) else { return false };
+                let (from, session) = &resident.history.newest;
+                if *from > settled || !resident.history.older.is_empty() {
+                    return true;
+                }
+                resident.listed = false;
+                if session.is_none() {
+                    self.take(&self.resident_bytes, session);
+                    sessions.remove(place);
+                }
+                false
+            });
+        }
     }
 
-    /// Drops every version of a session that neither a snapshot from `oldest` on nor the tables need.
-    pub(crate) fn forget(&self, oldest: Revision) {
-        // Held to the end, so that no scan pins a view and misses what is dropped here.
-        let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
-        let safe = oldest.min(checkpoint.1);
+    /// Drops every version that has been replaced by one that is durable, and that no snapshot from
+    /// `oldest` on sees.
+    pub(crate) fn forget(&self, oldest: Revision, durable: Revision) {
+        let safe = oldest.min(durable);
         let mut written = lock(&self.written);
         while written.front().is_some_and(|(revision, _)| *revision <= safe) {
-            let (_, place) = written.pop_front().expect("it was looked at");
-            let mut shard = self.shard(&place);
-            let Some(history) = shard.get_mut(&place) else { continue };
-            history.forget_before(safe, |session| self.weigh(session, false));
-            if history.0.len() == 1 && history.0[0].0 <= safe {
-                self.weigh(history.newest(), false);
-                shard.remove(&place);
+            let Some((_, place)) = written.pop_front() else { break };
+            if let Some(resident) = self.shard(&place).sessions.get_mut(&place) {
+                resident.history.forget_before(safe, |session| self.drop_replaced(session));
             }
         }
         self.note_oldest(&written);
+        drop(written);
+        self.evict();
+    }
+
+    /// Lets go of settled sessions until the rest is within its bounds.
+    fn evict(&self) {
+        let too_many = || self.resident_bytes.load(Ordering::Relaxed) > self.resident_bytes_max;
+        // Once round to take the marks away, and once more.
+        for _ in 0..2 * SHARDS {
+            if !too_many() {
+                return;
+            }
+            let next = self.hand.fetch_add(1, Ordering::Relaxed) % SHARDS;
+            lock(&self.shards[next]).sessions.retain(|_, resident| {
+                let stays = resident.listed || std::mem::take(&mut resident.used) || !too_many();
+                if !stays {
+                    self.take(&self.resident_bytes, &resident.history.newest.1);
+                }
+                stays
+            });
+        }
     }
 
     fn note_oldest(&self, written: &VecDeque<(Revision, Place)>) {
@@ -360,17 +511,16 @@ impl Versions {
         oldest != u64::MAX && snapshot.0 < oldest
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// What is kept for the sake of old snapshots: how many versions, and what they weigh.
+    pub(crate) fn replaced(&self) -> (usize, usize) {
+        let count = self.replaced.load(Ordering::Relaxed);
+        (count, self.replaced_bytes.load(Ordering::Relaxed))
     }
 
-    /// How many sessions have versions here.
-    pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
-    }
-
-    pub(crate) fn view(&self) -> Arc<dyn View> {
-        Arc::clone(&self.checkpoint.read().expect("nothing panics while it is held").0)
+    /// How many sessions are in memory, and what they weigh.
+    pub(crate) fn resident(&self) -> (usize, usize) {
+        let count = self.shards.iter().map(|shard| lock(shard).sessions.len()).sum();
+        (count, self.resident_bytes.load(Ordering::Relaxed))
     }
 
     fn shard(&self, place: &Place) -> MutexGuard<'_, Shard> {
@@ -378,13 +528,27 @@ impl Versions {
         lock(&self.shards[shard])
     }
 
-    fn weigh(&self, session: &Session, more: bool) {
-        // The map's own share of a version, estimated: an entry, a queue slot, two counters.
-        const OVERHEAD: usize = 200;
-        let bytes = OVERHEAD + session.as_ref().map_or(0, |record| record.size().bytes);
-        match more {
-            true => self.bytes.fetch_add(bytes, Ordering::Relaxed),
-            false => self.bytes.fetch_sub(bytes, Ordering::Relaxed),
-        };
+    fn replace(&self, session: &Session) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+        self.add(&self.replaced_bytes, session);
     }
+
+    fn drop_replaced(&self, session: &Session) {
+        self.replaced.fetch_sub(1, Ordering::Relaxed);
+        self.take(&self.replaced_bytes, session);
+    }
+
+    fn add(&self, bytes: &AtomicUsize, session: &Session) {
+        bytes.fetch_add(weight(session), Ordering::Relaxed);
+    }
+
+    fn take(&self, bytes: &AtomicUsize, session: &Session) {
+        bytes.fetch_sub(weight(session), Ordering::Relaxed);
+    }
+}
+
+/// What a version takes up, estimated: its place in the map, and its record.
+fn weight(session: &Session) -> usize {
+    const PLACE: usize = 200;
+    PLACE + session.as_ref().map_or(0, |record| record.weight())
 }

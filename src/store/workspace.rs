@@ -13,7 +13,7 @@ use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::draft::Draft;
 use crate::model::key::Key;
-use crate::model::policy::Policy;
+use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Record, SessionId};
 use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
@@ -34,6 +34,8 @@ pub(crate) struct State {
     /// The containers as the snapshot shows them, once they were asked for.
     containers: BTreeMap<ContainerId, Arc<ContainerState>>,
     savepoints: Vec<(u64, Changes)>,
+    /// When the commit is to be acknowledged, if the transaction has said so.
+    pub durability: Option<Durability>,
     /// How many start listeners are running inside each other.
     pub starting: usize,
 }
@@ -212,10 +214,12 @@ impl Workspace {
         self.check_age()?;
         // Under the same lock: what another thread writes from now on fails, and is not lost.
         state.over = true;
+        let durability = state.durability;
         drop(state);
         self.let_go();
         let nothing = drafts.is_empty() && policies.is_empty();
-        Ok((!nothing).then_some(Intent { drafts, policies }))
+        let snapshot = self.snapshot.revision();
+        Ok((!nothing).then_some(Intent { snapshot, drafts, policies, durability }))
     }
 
     /// Ends the transaction, unless it is over: handles find that it is.
@@ -230,7 +234,7 @@ impl Workspace {
     fn let_go(&self) {
         self.snapshot.release();
         if self.core.versions.are_kept_for(self.snapshot.revision()) {
-            self.core.versions.forget(self.core.snapshots.oldest());
+            self.core.forget();
         }
     }
 }

@@ -1,48 +1,411 @@
-//! Sessions in a directory: redb tables.
+//! Sessions in a directory: the commit log, and redb tables behind it.
 //!
-//! A batch is one redb transaction, two-phase and with quick repair, so that a store whose process
-//! was killed opens in milliseconds whatever its size. Nothing outside this folder names a
-//! type of redb's.
+//! ```text
+//!             apply                        fold                     checkpoint
+//!  batches  --------->  log (active)    --------->  tables  ------------------> view
+//!                       in memory too:              in the background, sorted
+//!                       what is not in the tables   by key, in small transactions
+//! ```
+//!
+//! A batch is durable when it is in the log: one sequential write, one sync. A log is no place to
+//! look for a session, so what it holds is kept in memory too, as final states, until a *fold* has
+//! moved them into the tables. Then the segment of the log is free again. A fold is due when a
+//! segment is full, when what is kept in memory reaches half of its budget, and every so often.
+//!
+//! Nothing outside this folder names a type of redb's.
 
+mod backend;
 mod directory;
 pub(crate) mod disk;
+mod fold;
+mod generation;
+mod log;
 mod records;
+mod recovery;
 mod tables;
 
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 
-use crate::engine::{Batch, Engine, OnCheckpoint, Recovered};
-use crate::error::Error;
+use crate::engine::{Batch, Engine, Failure, Gauges, Listener, Notice, Recovered, Taken};
+use crate::error::{Error, LimitKind};
+use crate::model::clock::Time;
+use crate::model::container::Place;
+use crate::model::session::Revision;
+use crate::threads;
 
-pub(crate) use directory::Mode;
-pub(crate) use tables::FORMAT;
+use directory::{Directory, StoreId};
+pub(crate) use directory::{FORMAT, Mode};
+use disk::Disk;
+use generation::{Frozen, Generation};
+use log::{HEADER_BYTES, Log, Segment};
+use tables::Tables;
+
+/// How the engine is to work.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub disk: Arc<dyn Disk>,
+    /// The size of one of the two segments of the log.
+    pub segment_bytes: u64,
+    /// What may lie in memory that is not in the tables yet.
+    pub dirty_bytes_max: usize,
+    /// Verify all pages of the tables before they are used.
+    pub verify: bool,
+    /// Fold on the committer's thread, so that a simulation is the same each time.
+    pub fold_inline: bool,
+    /// Drawn for the case that the store is new.
+    pub id: u128,
+}
 
 pub(crate) struct Embedded {
-    tables: tables::Tables,
-    on_checkpoint: OnCheckpoint,
+    shared: Arc<Shared>,
+    folder: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the committer and the thread that folds have in common.
+struct Shared {
+    settings: Settings,
+    directory: Arc<Directory>,
+    tables: Tables,
+    state: Mutex<State>,
+    /// Something was frozen, or folded, or the end has come.
+    changed: Condvar,
+    listener: OnceLock<Arc<dyn Listener>>,
+    damaged: Arc<Damaged>,
+    folds: AtomicU64,
+    fold_failures: AtomicU64,
+    recoveries: AtomicU64,
+    /// What was replayed, if the store was not closed the last time: batches and sessions. Then what
+    /// lies in the tables is worth a look.
+    replayed: Option<(u64, u64)>,
+}
+
+/// What is not in the tables yet, and where it lies.
+struct State {
+    log: Log,
+    /// The segment that is not in use.
+    free: Option<Segment>,
+    /// The number of the next new segment.
+    next_segment: u64,
+    /// Written, and not known to be durable.
+    pending: Vec<Batch>,
+    /// Durable in the active segment.
+    active: Generation,
+    /// Durable in segments that are full.
+    frozen: VecDeque<Arc<Frozen>>,
+    /// A write or a sync of the log has failed.
+    failed: bool,
+    /// The tables cannot be written at the moment.
+    stalled: bool,
+    /// Somebody waits for everything to be folded.
+    closing: bool,
+    /// Used for each batch.
+    buffer: Vec<u8>,
+}
+
+/// Sessions whose rows in the tables are damaged: each is told of once.
+#[derive(Default)]
+struct Damaged {
+    places: Mutex<BTreeSet<Place>>,
+    count: AtomicU64,
+    listener: OnceLock<Arc<dyn Listener>>,
+}
+
+impl Damaged {
+    /// More than these are counted, not named.
+    const NAMED_MAX: usize = 4_096;
+
+    fn note(&self, place: Place) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() >= Self::NAMED_MAX || !places.insert(place.clone()) {
+            return;
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(listener) = self.listener.get() {
+            listener.notice(Notice::Damaged(place));
+        }
+    }
 }
 
 impl Embedded {
-    pub(crate) fn open(path: &Path, mode: Mode) -> Result<(Self, Recovered), Error> {
-        let (tables, recovered) = tables::Tables::open(path, mode)?;
-        let embedded = Embedded { tables, on_checkpoint: Box::new(|_, _| unreachable!()) };
-        Ok((embedded, recovered))
+    pub(crate) fn open(
+        path: &Path,
+        mode: Mode,
+        settings: Settings,
+    ) -> Result<(Self, Recovered), Error> {
+        let id = StoreId(settings.id);
+        let mut directory = Directory::open(Arc::clone(&settings.disk), path, mode, id)?;
+        if directory.is_new() {
+            recovery::make(&directory, settings.segment_bytes)?;
+            directory.finish()?;
+        }
+        let (shared, recovered) = recovery::open(Arc::new(directory), settings)?;
+        Ok((Embedded { shared: Arc::new(shared), folder: Mutex::default() }, recovered))
     }
 }
 
 impl Engine for Embedded {
-    fn on_checkpoint(&mut self, callback: OnCheckpoint) {
-        self.on_checkpoint = callback;
-    }
-
-    fn apply(&self, batch: &Batch) -> Result<(), Error> {
-        self.tables.write(batch)?;
-        (self.on_checkpoint)(Arc::new(self.tables.view()?), batch.revision);
+    fn start(&self, listener: Arc<dyn Listener>) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        // Called once: nobody has set them.
+        let _ = shared.damaged.listener.set(Arc::clone(&listener));
+        if let Some((batches, sessions)) = shared.replayed {
+            listener.notice(Notice::Recovered { batches, sessions });
+        }
+        let _ = shared.listener.set(listener);
+        if shared.settings.fold_inline {
+            return shared.fold_frozen();
+        }
+        let folder = threads::spawn("fold", move || shared.run())?;
+        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
         Ok(())
     }
 
-    fn close(&self) -> Result<(), Error> {
-        self.tables.close()
+    fn apply(&self, batch: Batch, durable: bool) -> Result<(), Failure> {
+        self.shared.apply(batch, durable)?;
+        self.shared.fold_if_inline();
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Failure> {
+        self.shared.lock().sync()
+    }
+
+    fn recover(&self) -> Result<Taken, Error> {
+        let taken = self.shared.recover()?;
+        self.shared.fold_if_inline();
+        Ok(taken)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.shared.lock().log.epoch
+    }
+
+    fn is_durable(&self, epoch: u64, revision: Revision) -> Option<bool> {
+        let state = self.shared.lock();
+        if epoch == state.log.epoch {
+            return (revision <= state.log.durable.revision).then_some(true);
+        }
+        drop(state);
+        let epochs = self.shared.tables.meta().ok()?.epochs;
+        let (_, last) = epochs.into_iter().rev().find(|(other, _)| *other == epoch)?;
+        Some(revision.0 <= last)
+    }
+
+    fn weight_max(&self) -> usize {
+        usize::try_from(self.shared.settings.segment_bytes).unwrap_or(usize::MAX) - HEADER_BYTES
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        let state = self.shared.lock();
+        let Settings { segment_bytes, dirty_bytes_max, .. } = self.shared.settings;
+        let generations = state.frozen.iter().map(|frozen| frozen.generation.bytes);
+        let dirty = state.active.bytes + generations.sum::<usize>();
+        let no_room = state.free.is_none() && state.log.room() < segment_bytes / 16;
+        state.stalled && (no_room || dirty >= dirty_bytes_max)
+    }
+
+    fn fold(&self) -> Result<(), Error> {
+        self.shared.fold_all()
+    }
+
+    fn gauges(&self) -> Gauges {
+        let state = self.shared.lock();
+        let generations =
+            || state.frozen.iter().map(|frozen| &frozen.generation).chain([&state.active]);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Gauges {
+            log_bytes: state.log.used()
+                + state.frozen.iter().map(|frozen| frozen.log_bytes).sum::<u64>(),
+            dirty_sessions: generations().map(|generation| generation.sessions.len()).sum(),
+            dirty_bytes: generations().map(|generation| generation.bytes).sum(),
+            folds: count(&self.shared.folds),
+            fold_failures: count(&self.shared.fold_failures),
+            recoveries: count(&self.shared.recoveries),
+            damaged: count(&self.shared.damaged.count),
+        }
+    }
+
+    fn close(&self, time: Time) -> Result<(), Error> {
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(folder) = folder {
+            // A panic there is a bug that has been printed already.
+            let _ = folder.join();
+        }
+        self.shared.close(time)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, batch: Batch, durable: bool) -> Result<(), Failure> {
+        let Some(first) = batch.commits.first().map(|commit| commit.revision) else {
+            return Ok(());
+        };
+        let mut state = self.lock();
+        if state.failed {
+            // The fold met it first.
+            let error = std::io::Error::other("a sync of the log has failed");
+            return Err(Failure::Unknown(Error::storage(error)));
+        }
+        let mut bytes = std::mem::take(&mut state.buffer);
+        bytes.clear();
+        bytes.resize(HEADER_BYTES, 0);
+        batch.commits.iter().for_each(|commit| records::encode_commit(commit, &mut bytes));
+        let length = log::padded(bytes.len());
+        if length > self.settings.segment_bytes {
+            let max = self.settings.segment_bytes;
+            return Err(Failure::Refused(Error::Limit { limit: LimitKind::TransactionBytes, max }));
+        }
+        state = self.make_room(state, length)?;
+        let (last, time) = (batch.revision(), batch.time);
+        state.pending.push(batch);
+        let written = state.log.append(first, last, time, &mut bytes);
+        state.buffer = bytes;
+        if let Err(error) = written {
+            state.failed = true;
+            return Err(Failure::Unknown(Error::storage(error)));
+        }
+        if durable {
+            state.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a batch of this length fits into the active segment, and what it changes into
+    /// memory.
+    fn make_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        length: u64,
+    ) -> Result<MutexGuard<'a, State>, Failure> {
+        loop {
+            let frozen: usize = state.frozen.iter().map(|frozen| frozen.generation.bytes).sum();
+            let (active, max) = (state.active.bytes, self.settings.dirty_bytes_max);
+            let fits = state.log.room() >= length;
+            // When the tables cannot be written, only ends come this far, and they are small.
+            let too_much = active + frozen >= max && frozen > 0 && !state.stalled;
+            if fits && !too_much && (active < max / 2 || state.free.is_none()) {
+                return Ok(state);
+            }
+            if !too_much && state.free.is_some() {
+                state.freeze()?;
+                self.changed.notify_all();
+                continue;
+            }
+            if self.settings.fold_inline {
+                drop(state);
+                self.fold_frozen().and_then(|()| self.provide()).map_err(Failure::Refused)?;
+                state = self.lock();
+            } else if state.stalled || state.closing {
+                return Err(Failure::Refused(Error::Full));
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// After a failure of the log: reads back what may be durable or not, writes it again where
+    /// nothing has failed, and goes on there.
+    fn recover(&self) -> Result<Taken, Error> {
+        let mut state = self.lock();
+        let used = state.log.last().revision;
+        let state = &mut *state;
+        let segment = match state.free.take() {
+            Some(segment) => segment,
+            None => {
+                state.next_segment += 1;
+                self.new_segment(state.next_segment - 1)?
+            }
+        };
+        let epoch = state.log.epoch + 1;
+        let taken = recovery::rewrite(&self.directory, &state.log, segment.clone(), epoch)
+            .and_then(|log| {
+                let durable = log.durable.revision;
+                let note =
+                    || self.tables.set_meta(|meta| recovery::note_epoch(meta, epoch, durable));
+                // The tables may have failed with the same disk.
+                note().or_else(|_| self.tables.reopen().and_then(|()| note()))?;
+                Ok(log)
+            });
+        let log = match taken {
+            Ok(log) => log,
+            Err(error) => {
+                // It is never written again. Left behind, it holds nothing that is missed.
+                let _ = self.directory.remove(&Segment::name(segment.number));
+                return Err(error);
+            }
+        };
+        let durable = log.durable.revision;
+        let failed = std::mem::replace(&mut state.log, log);
+        for batch in std::mem::take(&mut state.pending) {
+            if batch.revision() <= durable {
+                state.active.take_in(batch);
+            }
+        }
+        let generation = std::mem::take(&mut state.active);
+        state.freeze_as(generation, failed.used(), vec![failed.active], false);
+        state.failed = false;
+        self.recoveries.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_all();
+        Ok(Taken { durable, used: used.max(durable) })
+    }
+
+    fn new_segment(&self, number: u64) -> Result<Segment, Error> {
+        let made = Segment::create(&self.directory, number, self.settings.segment_bytes)
+            .and_then(|segment| self.directory.sync().map(|()| segment));
+        if made.is_err() {
+            // What there is of it only takes up room.
+            let _ = self.directory.remove(&Segment::name(number));
+        }
+        made
+    }
+}
+
+impl State {
+    fn sync(&mut self) -> Result<(), Failure> {
+        if self.failed {
+            return Err(Failure::Refused(Error::Closed));
+        }
+        if let Err(error) = self.log.sync() {
+            self.failed = true;
+            return Err(Failure::Unknown(Error::storage(error)));
+        }
+        for batch in std::mem::take(&mut self.pending) {
+            self.active.take_in(batch);
+        }
+        Ok(())
+    }
+
+    /// Goes on in the free segment. What the other one holds is to be folded.
+    fn freeze(&mut self) -> Result<(), Failure> {
+        if !self.log.is_synced() {
+            self.sync()?;
+        }
+        let Some(free) = self.free.take() else { return Ok(()) };
+        let log_bytes = self.log.used();
+        let full = self.log.switch(free);
+        let generation = std::mem::take(&mut self.active);
+        self.freeze_as(generation, log_bytes, vec![full], true);
+        Ok(())
+    }
+
+    fn freeze_as(
+        &mut self,
+        mut generation: Generation,
+        log_bytes: u64,
+        segments: Vec<Segment>,
+        reusable: bool,
+    ) {
+        generation.last = generation.last.max(self.log.durable.revision);
+        self.frozen.push_back(Arc::new(Frozen { generation, log_bytes, segments, reusable }));
     }
 }

@@ -1,40 +1,49 @@
-//! The redb tables: what is written in one transaction, and what a view of them shows.
+//! The redb tables: the checkpoint behind the commit log.
 //!
-//! The tables are those of `format.md`. A session's row and its one row in `buckets` are written by the same redb transaction, and so
-//! is the count of its container.
+//! The tables are those of `format.md`. A session's row and its one row in `buckets` are written
+//! by the same redb transaction. A fold is several transactions, and only the last one says, in
+//! `meta`, that everything up to a revision is here: until then the log is still needed, and after a
+//! crash it is replayed over what the first ones have written.
+//!
+//! redb gives up a database after the first failure of its file, so the tables can be opened
+//! [again](Tables::reopen) within the life of the store. And it may panic over damaged pages: here is
+//! the boundary that a panic does not cross.
 
 use std::fmt;
-use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    ConcurrencyMode, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
+    TableDefinition, WriteTransaction,
 };
 
-use super::directory::{self, Mode};
-use super::records;
-use crate::engine::{Batch, Recovered, View};
+use super::Damaged;
+use super::backend::Backend;
+use super::directory::Directory;
+use super::disk::{Access, DiskFile};
+use super::records::{self, Meta};
+use crate::engine::View;
 use crate::error::Error;
-use crate::model::clock::Time;
-use crate::model::container::{ContainerId, Place};
+use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
-use crate::model::session::{Record, Revision};
+use crate::model::session::Record;
 
 const SESSIONS: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("sessions");
 const BUCKETS: TableDefinition<'_, (u32, u64, &[u8]), ()> = TableDefinition::new("buckets");
 const CONTAINERS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("containers");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
-/// What this version writes and reads. It counts formats, not releases.
-pub(crate) const FORMAT: u32 = 1;
-
-const META_FORMAT: &str = "format";
-const META_REVISION: &str = "revision";
-const META_TIME: &str = "time";
+pub(super) const DATABASE: &str = "sessions.redb";
+const META_STORE: &str = "store";
 
 /// How much of the file redb may keep in memory; its own default is a gibibyte.
 const CACHE_BYTES: usize = 64 << 20;
+
+/// How many sessions one redb transaction writes: larger ones are cheaper for each session, and
+/// keep the disk from the commit log for longer at a time.
+const CHUNK: usize = 2_000;
 
 /// redb has an error type for each of its steps. Above this folder they all mean the same.
 macro_rules! storage {
@@ -45,155 +54,195 @@ macro_rules! storage {
 
 fn storage_error(error: redb::Error) -> Error {
     match error {
-        redb::Error::Corrupted(reason) => Error::Corrupt { table: "sessions.redb", reason },
+        redb::Error::Corrupted(reason) => Error::Corrupt { table: DATABASE, reason },
         redb::Error::DatabaseClosed => Error::Closed,
         error => Error::storage(error),
     }
 }
 
+/// Whether a failure means that the disk is full: that passes when somebody makes room.
+pub(super) fn is_full(error: &Error) -> bool {
+    let full = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    };
+    let Error::Storage(cause) = error else { return false };
+    match (cause.downcast_ref::<redb::Error>(), cause.downcast_ref::<io::Error>()) {
+        (Some(redb::Error::Io(error)), _) | (_, Some(error)) => full(error),
+        _ => false,
+    }
+}
+
+/// Runs what redb may panic in, over a file that is damaged.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::Corrupt { table: DATABASE, reason: "redb panicked over it".to_owned() })
+    })
+}
+
 pub(super) struct Tables {
-    /// The database, and the lock that keeps other processes out; `None` once closed.
-    open: Mutex<Option<(Database, File)>>,
+    directory: Arc<Directory>,
+    /// `None` once closed, and while it cannot be opened again.
+    open: Mutex<Option<Open>>,
+}
+
+struct Open {
+    database: Database,
+    meta: Meta,
 }
 
 impl Tables {
-    pub(super) fn open(path: &Path, mode: Mode) -> Result<(Self, Recovered), Error> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let (database, lock) =
-            directory::open(path, mode, &builder, create, |database| identify(database, path))?;
-        // Once more: one that needed a repair could not be looked at before.
-        identify(&database, path)?;
-        let tables = Tables { open: Mutex::new(Some((database, lock))) };
-        let recovered = tables.recover()?;
-        Ok((tables, recovered))
-    }
-
-    fn recover(&self) -> Result<Recovered, Error> {
-        let (meta, containers) = self.with(|database| {
-            let txn = storage!(database.begin_read())?;
-            Ok((storage!(txn.open_table(META))?, storage!(txn.open_table(CONTAINERS))?))
-        })?;
-        let mut found = Vec::new();
-        for row in storage!(containers.iter())? {
-            let (id, state) = storage!(row)?;
-            found.push(records::decode_container(id.value(), state.value())?);
+    /// Makes the tables of a new store.
+    pub(super) fn create(directory: &Directory) -> Result<(), Error> {
+        let file = directory.open_file(DATABASE, Access::Create)?;
+        let database = open(file, false)?;
+        let txn = begin_write(&database)?;
+        {
+            storage!(txn.open_table(SESSIONS))?;
+            storage!(txn.open_table(BUCKETS))?;
+            storage!(txn.open_table(CONTAINERS))?;
+            let meta = Meta { clean: true, ..Meta::default() };
+            put_meta(&txn, &meta)?;
         }
-        Ok(Recovered {
-            view: Arc::new(self.view()?),
-            revision: Revision(number(&meta, META_REVISION)?),
-            time: Time::from_micros(number(&meta, META_TIME)?),
-            containers: found,
+        storage!(txn.commit())?;
+        storage!(database.close())
+    }
+
+    /// Opens the tables; with `check` every page is verified first.
+    pub(super) fn open(directory: Arc<Directory>, check: bool) -> Result<Self, Error> {
+        let open = guarded(|| Open::of(&directory, check))?;
+        Ok(Tables { directory, open: Mutex::new(Some(open)) })
+    }
+
+    /// Opens the tables again after a failure.
+    pub(super) fn reopen(&self) -> Result<(), Error> {
+        let mut open = self.guard();
+        // What there was to say was said when it failed.
+        let _ = open.take().map(|open| guarded(|| storage!(open.database.close())));
+        *open = Some(guarded(|| Open::of(&self.directory, false))?);
+        Ok(())
+    }
+
+    pub(super) fn meta(&self) -> Result<Meta, Error> {
+        self.with(|open| Ok(open.meta.clone()))
+    }
+
+    /// Changes what is said of the store, durably.
+    pub(super) fn set_meta(&self, change: impl FnOnce(&mut Meta)) -> Result<(), Error> {
+        self.with(|open| {
+            let mut meta = open.meta.clone();
+            change(&mut meta);
+            let txn = begin_write(&open.database)?;
+            put_meta(&txn, &meta)?;
+            storage!(txn.commit())?;
+            open.meta = meta;
+            Ok(())
         })
     }
 
-    /// Writes a batch in one transaction, durable on return.
-    pub(super) fn write(&self, batch: &Batch) -> Result<(), Error> {
-        self.with(|database| {
-            let txn = begin_write(database)?;
+    pub(super) fn containers(&self) -> Result<Vec<ContainerState>, Error> {
+        self.with(|open| {
+            let containers =
+                storage!(storage!(open.database.begin_read())?.open_table(CONTAINERS))?;
+            let state =
+                |row: Result<(redb::AccessGuard<'_, u32>, redb::AccessGuard<'_, &[u8]>), _>| {
+                    let (id, state) = storage!(row)?;
+                    records::decode_container(id.value(), state.value())
+                };
+            storage!(containers.iter())?.map(state).collect()
+        })
+    }
+
+    /// Writes final states, sorted by place, and says that everything up to them is here.
+    pub(super) fn fold<'a>(
+        &self,
+        sessions: &[(&'a Place, Option<&'a Arc<Record>>)],
+        containers: impl Iterator<Item = &'a Arc<ContainerState>>,
+        change: impl FnOnce(&mut Meta),
+    ) -> Result<(), Error> {
+        let mut chunks = sessions.chunks(CHUNK).peekable();
+        while let Some(chunk) = chunks.next_if(|chunk| chunk.len() == CHUNK) {
+            self.with(|open| {
+                let txn = begin_write(&open.database)?;
+                put_sessions(&txn, chunk)?;
+                storage!(txn.commit())
+            })?;
+        }
+        self.with(|open| {
+            let mut meta = open.meta.clone();
+            change(&mut meta);
+            let txn = begin_write(&open.database)?;
+            put_sessions(&txn, chunks.next().unwrap_or_default())?;
             {
-                let mut sessions = storage!(txn.open_table(SESSIONS))?;
-                let mut buckets = storage!(txn.open_table(BUCKETS))?;
-                // In the order of the keys, so that neighbours share a page.
-                for (place, record) in batch.sessions() {
-                    let (container, key) = (place.0.0, place.1.as_bytes());
-                    let old = match record {
-                        Some(record) => {
-                            let bytes = records::encode_session(record);
-                            storage!(sessions.insert((container, key), &*bytes))?
-                        }
-                        None => storage!(sessions.remove((container, key)))?,
-                    };
-                    let old = old.map(|old| records::bucket(old.value())).transpose()?;
-                    let new = record.map(|record| record.bucket);
-                    if old != new {
-                        if let Some(bucket) = old {
-                            storage!(buckets.remove((container, bucket, key)))?;
-                        }
-                        if let Some(bucket) = new {
-                            storage!(buckets.insert((container, bucket, key), ()))?;
-                        }
-                    }
+                let mut table = storage!(txn.open_table(CONTAINERS))?;
+                for state in containers {
+                    storage!(table.insert(state.id.0, &*records::encode_container(state)))?;
                 }
-                let mut containers = storage!(txn.open_table(CONTAINERS))?;
-                for state in batch.commits.iter().flat_map(|commit| &commit.containers) {
-                    let bytes = records::encode_container(state);
-                    storage!(containers.insert(state.id.0, &*bytes))?;
-                }
-                let mut meta = storage!(txn.open_table(META))?;
-                storage!(meta.insert(META_REVISION, batch.revision.0))?;
-                storage!(meta.insert(META_TIME, batch.time.as_micros()))?;
             }
-            storage!(txn.commit())
+            put_meta(&txn, &meta)?;
+            storage!(txn.commit())?;
+            open.meta = meta;
+            Ok(())
         })
     }
 
-    pub(super) fn view(&self) -> Result<TablesView, Error> {
-        self.with(|database| {
-            let txn = storage!(database.begin_read())?;
+    pub(super) fn view(&self, damaged: Arc<Damaged>) -> Result<TablesView, Error> {
+        self.with(|open| {
+            let txn = storage!(open.database.begin_read())?;
             Ok(TablesView {
                 sessions: storage!(txn.open_table(SESSIONS))?,
                 buckets: storage!(txn.open_table(BUCKETS))?,
+                damaged,
             })
         })
     }
 
     pub(super) fn close(&self) -> Result<(), Error> {
         let open = self.guard().take();
-        match open {
-            // The lock is let go of last.
-            Some((database, _lock)) => storage!(database.close()),
-            None => Ok(()),
-        }
+        open.map_or(Ok(()), |open| guarded(|| storage!(open.database.close())))
     }
 
-    /// redb may panic on damaged pages; the lock is no worse for it.
-    fn guard(&self) -> MutexGuard<'_, Option<(Database, File)>> {
+    fn guard(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
-        let open = self.guard();
-        let (database, _) = open.as_ref().ok_or(Error::Closed)?;
-        work(database)
+    fn with<T>(&self, work: impl FnOnce(&mut Open) -> Result<T, Error>) -> Result<T, Error> {
+        let mut open = self.guard();
+        let open = open.as_mut().ok_or(Error::Closed)?;
+        guarded(|| work(open))
     }
 }
 
-/// Refuses a database that is none of ours, or of another format.
-fn identify(database: &impl ReadableDatabase, path: &Path) -> Result<(), Error> {
-    let txn = storage!(database.begin_read())?;
-    let meta = txn.open_table(META);
-    if let Err(redb::TableError::TableDoesNotExist(_)) = meta {
-        return Err(Error::NotAStore {
-            path: path.to_owned(),
-            reason: "sessions.redb has no table `meta`".to_owned(),
-        });
-    }
-    let format = u32::try_from(number(&storage!(meta)?, META_FORMAT)?).unwrap_or(u32::MAX);
-    match format {
-        FORMAT => Ok(()),
-        found => Err(Error::Format { found, supported: FORMAT }),
+impl Open {
+    fn of(directory: &Directory, check: bool) -> Result<Self, Error> {
+        let file = directory.open_file(DATABASE, Access::Write)?;
+        if file.len().map_err(|error| directory.failed(DATABASE, error))? == 0 {
+            // redb would take it for a new database.
+            return Err(Error::Corrupt { table: DATABASE, reason: "it is empty".to_owned() });
+        }
+        let database = open(file, check)?;
+        let meta = storage!(storage!(database.begin_read())?.open_table(META))?;
+        let row = storage!(meta.get(META_STORE))?;
+        let row = row.ok_or_else(|| records::corrupt("meta", "its row is missing"))?;
+        let meta = records::decode_meta(row.value())?;
+        Ok(Open { database, meta })
     }
 }
 
-fn number(meta: &ReadOnlyTable<&'static str, u64>, name: &str) -> Result<u64, Error> {
-    let row = storage!(meta.get(name))?;
-    row.map(|n| n.value()).ok_or_else(|| records::corrupt("meta", &format!("`{name}` is missing")))
-}
-
-/// Makes the tables of a new store.
-fn create(database: &Database) -> Result<(), Error> {
-    let txn = begin_write(database)?;
-    {
-        storage!(txn.open_table(SESSIONS))?;
-        storage!(txn.open_table(BUCKETS))?;
-        storage!(txn.open_table(CONTAINERS))?;
-        let mut meta = storage!(txn.open_table(META))?;
-        storage!(meta.insert(META_FORMAT, u64::from(FORMAT)))?;
-        storage!(meta.insert(META_REVISION, 0))?;
-        storage!(meta.insert(META_TIME, 0))?;
+fn open(file: Arc<dyn DiskFile>, check: bool) -> Result<Database, Error> {
+    let backend = Backend::new(file).map_err(Error::storage)?;
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
+    if backend.can_lock() {
+        builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
     }
-    storage!(txn.commit())
+    builder.create_with_backend(backend).map_err(|error| match error {
+        redb::DatabaseError::Storage(redb::StorageError::Io(error))
+            if error.kind() == io::ErrorKind::InvalidData =>
+        {
+            Error::Corrupt { table: DATABASE, reason: "it is no redb database".to_owned() }
+        }
+        error => storage_error(redb::Error::from(error)),
+    })
 }
 
 // Never a one-phase commit: a failed sync, a reopen and a power cut can leave such a file
@@ -206,9 +255,62 @@ fn begin_write(database: &Database) -> Result<WriteTransaction, Error> {
     Ok(txn)
 }
 
+fn put_meta(txn: &WriteTransaction, meta: &Meta) -> Result<(), Error> {
+    let mut table = storage!(txn.open_table(META))?;
+    storage!(table.insert(META_STORE, &*records::encode_meta(meta)))?;
+    Ok(())
+}
+
+fn put_sessions(
+    txn: &WriteTransaction,
+    rows: &[(&Place, Option<&Arc<Record>>)],
+) -> Result<(), Error> {
+    let mut sessions = storage!(txn.open_table(SESSIONS))?;
+    let mut buckets = storage!(txn.open_table(BUCKETS))?;
+    for (place, record) in rows {
+        let (container, key) = (place.0.0, place.1.as_bytes());
+        let old = match record {
+            Some(record) => {
+                let row = records::encode_session(place, record);
+                storage!(sessions.insert((container, key), &*row))?
+            }
+            None => storage!(sessions.remove((container, key)))?,
+        };
+        let new = record.map(|record| record.bucket);
+        let old = match old.map(|old| records::bucket(place, old.value())) {
+            Some(None) => {
+                remove_strays(&mut buckets, container, key)?;
+                None
+            }
+            old => old.flatten(),
+        };
+        if old != new {
+            if let Some(bucket) = old {
+                storage!(buckets.remove((container, bucket, key)))?;
+            }
+            if let Some(bucket) = new {
+                storage!(buckets.insert((container, bucket, key), ()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a session's rows of the index, wherever they are: its record was damaged, and does not
+/// say.
+fn remove_strays(
+    buckets: &mut Table<'_, (u32, u64, &'static [u8]), ()>,
+    container: u32,
+    key: &[u8],
+) -> Result<(), Error> {
+    let all = (container, 0, &[][..])..;
+    storage!(buckets.retain_in(all, |(owner, _, other), ()| owner != container || other != key))
+}
+
 pub(super) struct TablesView {
     sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
     buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
+    damaged: Arc<Damaged>,
 }
 
 impl TablesView {
@@ -218,25 +320,45 @@ impl TablesView {
         container: ContainerId,
         from: &Key,
         max: usize,
-        row: impl Fn(&[u8], &[u8]) -> Result<T, Error>,
+        row: impl Fn(&[u8], &[u8]) -> T,
     ) -> Result<Vec<T>, Error> {
-        let mut found = Vec::new();
-        for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
-            let (place, record) = storage!(next)?;
-            let (owner, key) = place.value();
-            if owner != container.0 {
-                break;
+        guarded(|| {
+            let mut found = Vec::new();
+            for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
+                let (place, record) = storage!(next)?;
+                let (owner, key) = place.value();
+                if owner != container.0 {
+                    break;
+                }
+                found.push(row(key, record.value()));
             }
-            found.push(row(key, record.value())?);
+            Ok(found)
+        })
+    }
+
+    /// A session of which the row is damaged is absent, and told of.
+    fn decode(&self, container: ContainerId, key: &[u8], row: &[u8]) -> Option<Arc<Record>> {
+        match records::decode_session(container, key, row) {
+            Ok(record) => Some(Arc::new(record)),
+            Err(_) => {
+                self.note_damage((container, Key::from(key)));
+                None
+            }
         }
-        Ok(found)
+    }
+
+    pub(super) fn note_damage(&self, place: Place) {
+        self.damaged.note(place);
     }
 }
 
 impl View for TablesView {
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
-        let row = storage!(self.sessions.get((place.0.0, place.1.as_bytes())))?;
-        row.map(|row| records::decode_session(row.value()).map(Arc::new)).transpose()
+        guarded(|| {
+            let key = place.1.as_bytes();
+            let row = storage!(self.sessions.get((place.0.0, key)))?;
+            Ok(row.and_then(|row| self.decode(place.0, key, row.value())))
+        })
     }
 
     fn scan(
@@ -244,14 +366,10 @@ impl View for TablesView {
         container: ContainerId,
         from: &Key,
         max: usize,
-    ) -> Result<Vec<(Key, Arc<Record>)>, Error> {
-        self.rows(container, from, max, |key, record| {
-            Ok((Key::from(key), Arc::new(records::decode_session(record)?)))
+    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error> {
+        self.rows(container, from, max, |key, row| {
+            (Key::from(key), self.decode(container, key, row))
         })
-    }
-
-    fn keys(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Key>, Error> {
-        self.rows(container, from, max, |key, _| Ok(Key::from(key)))
     }
 
     fn due(
@@ -261,17 +379,19 @@ impl View for TablesView {
         from: &(u64, Key),
         max: usize,
     ) -> Result<Vec<(u64, Key)>, Error> {
-        let mut found = Vec::new();
-        let from = (container.0, from.0, from.1.as_bytes());
-        for row in storage!(self.buckets.range(from..))?.take(max) {
-            let (row, ()) = storage!(row).map(|(row, nothing)| (row, nothing.value()))?;
-            let (owner, bucket, key) = row.value();
-            if owner != container.0 || bucket > until {
-                break;
+        guarded(|| {
+            let mut found = Vec::new();
+            let from = (container.0, from.0, from.1.as_bytes());
+            for row in storage!(self.buckets.range(from..))?.take(max) {
+                let (row, _) = storage!(row)?;
+                let (owner, bucket, key) = row.value();
+                if owner != container.0 || bucket > until {
+                    break;
+                }
+                found.push((bucket, Key::from(key)));
             }
-            found.push((bucket, Key::from(key)));
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 }
 

@@ -1,0 +1,237 @@
+//! Folding: what the log holds moves into the tables, in the background.
+//!
+//! A frozen generation is written in the order of its keys, a few thousand sessions a transaction,
+//! the revision it reaches up to with the last of them. Then the view is exchanged, and the segments
+//! that held it are free. A failure here fences nothing: commits go on as long as the log has room,
+//! and the tables are opened again and the fold tried again until it succeeds. If the disk is full,
+//! the reserve is given up first: redb needs free pages even to delete.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::generation::Frozen;
+use super::tables::{self, TablesView};
+use super::{Segment, Shared, State, recovery};
+use crate::engine::{Notice, View, successor};
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::ContainerId;
+use crate::model::key::Key;
+use crate::model::session::Revision;
+
+/// How long what is committed stays out of the tables at most, as long as nothing stands in the way.
+/// It bounds what a recovery has to replay in a store that sees few commits.
+const FOLD_EVERY: Duration = Duration::from_secs(30);
+
+/// How long to wait after a failed attempt. Well below a second: when space is free again, the
+/// store is to be in full service within one.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
+impl Shared {
+    /// Folds what is frozen, until the engine is closed.
+    pub(super) fn run(&self) {
+        if self.replayed.is_some() && self.fold_frozen().is_ok() {
+            self.verify();
+        }
+        loop {
+            // Trouble has been told of; the next attempt is as good as any.
+            let _ = self.fold_frozen().and_then(|()| self.provide());
+            let _ = recovery::provide_reserve(&self.directory);
+            let state = self.lock();
+            if state.closing {
+                return;
+            }
+            let wait = if state.stalled { RETRY_EVERY } else { FOLD_EVERY };
+            let idle =
+                |state: &mut State| !state.closing && (state.stalled || state.frozen.is_empty());
+            let woken = self.changed.wait_timeout_while(state, wait, idle);
+            let (mut state, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() && !state.stalled && !state.failed && state.log.used() > 0 {
+                // A failure here is one of the log's: whoever commits next meets it.
+                let _ = state.freeze();
+            }
+        }
+    }
+
+    pub(super) fn fold_if_inline(&self) {
+        if self.settings.fold_inline {
+            // It has been told of, and is tried again with the next commit.
+            let _ = self.fold_frozen();
+        }
+    }
+
+    /// Folds everything that is frozen.
+    pub(super) fn fold_frozen(&self) -> Result<(), Error> {
+        while let Some(frozen) = self.front() {
+            if let Err(error) = self.fold_one(&frozen) {
+                return Err(self.stall(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn front(&self) -> Option<Arc<Frozen>> {
+        self.lock().frozen.front().cloned()
+    }
+
+    fn fold_one(&self, frozen: &Frozen) -> Result<(), Error> {
+        let generation = &frozen.generation;
+        if self.lock().stalled {
+            self.tables.reopen()?;
+        }
+        self.tables.fold(&generation.sorted(), generation.containers.values(), |meta| {
+            meta.folded = meta.folded.max(generation.last.0);
+            meta.time = meta.time.max(generation.time.as_micros());
+        })?;
+        self.folds.fetch_add(1, Ordering::Relaxed);
+        self.checkpoint()?;
+        let mut state = self.lock();
+        state.frozen.pop_front();
+        state.stalled = false;
+        let mut old = frozen.segments.clone();
+        if frozen.reusable && state.free.is_none() {
+            state.free = old.pop();
+        }
+        drop(state);
+        self.changed.notify_all();
+        // Whatever happens to them now, everything in them is in the tables.
+        old.iter().for_each(|segment| {
+            let _ = self.directory.remove(&Segment::name(segment.number));
+        });
+        Ok(())
+    }
+
+    /// Exchanges the view for the newest one.
+    fn checkpoint(&self) -> Result<(), Error> {
+        let folded = Revision(self.tables.meta()?.folded);
+        let view = self.tables.view(Arc::clone(&self.damaged))?;
+        if let Some(listener) = self.listener.get() {
+            listener.checkpoint(Arc::new(view), folded);
+        }
+        Ok(())
+    }
+
+    /// After a failed fold: tells of it once, makes room, and lets readers have tables that work.
+    fn stall(&self, error: Error) -> Error {
+        self.fold_failures.fetch_add(1, Ordering::Relaxed);
+        if tables::is_full(&error) {
+            recovery::give_up_reserve(&self.directory);
+        }
+        let was_stalled = std::mem::replace(&mut self.lock().stalled, true);
+        if !was_stalled && let Some(listener) = self.listener.get() {
+            listener.notice(Notice::FoldFailed(error.share()));
+        }
+        // Those who wait for room are told.
+        self.changed.notify_all();
+        // redb answers nothing more after a failure.
+        let _ = self.tables.reopen().and_then(|()| self.checkpoint());
+        error
+    }
+
+    /// Provides the segment that the next switch needs, if none will become free by folding.
+    pub(super) fn provide(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        if state.free.is_some() || !state.frozen.is_empty() || state.failed || state.closing {
+            return Ok(());
+        }
+        let number = state.next_segment;
+        state.next_segment += 1;
+        drop(state);
+        let segment = self.new_segment(number).map_err(|error| self.stall(error))?;
+        let mut state = self.lock();
+        state.stalled = false;
+        if state.free.is_none() {
+            state.free = Some(segment);
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Folds everything that is committed by now.
+    pub(super) fn fold_all(&self) -> Result<(), Error> {
+        let mut is_frozen = false;
+        loop {
+            let mut state = self.lock();
+            is_frozen |= state.log.used() == 0;
+            if state.failed || state.closing {
+                return Err(Error::Closed);
+            }
+            if !is_frozen && state.free.is_some() {
+                state.freeze().map_err(|_| Error::Closed)?;
+                is_frozen = true;
+                self.changed.notify_all();
+            }
+            if is_frozen && state.frozen.is_empty() {
+                return Ok(());
+            }
+            if state.frozen.is_empty() || self.settings.fold_inline {
+                drop(state);
+                self.fold_frozen().and_then(|()| self.provide())?;
+            } else if state.stalled {
+                return Err(Error::Full);
+            } else {
+                drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+
+    /// Folds the rest, and notes that there is nothing left in the log. The thread that folds has
+    /// ended.
+    pub(super) fn close(&self, time: Time) -> Result<(), Error> {
+        let mut state = self.lock();
+        let mut failed = state.failed;
+        if !failed && !state.log.is_synced() {
+            failed = state.sync().is_err();
+        }
+        let generation = std::mem::take(&mut state.active);
+        let segment = state.log.active.clone();
+        let log_bytes = state.log.used();
+        state.freeze_as(generation, log_bytes, vec![segment], true);
+        drop(state);
+        let folded =
+            self.fold_frozen().or_else(|_| self.fold_frozen()).and_then(|()| match failed {
+                // What came after the last sync is for the next open to find out.
+                true => Ok(()),
+                false => self.tables.set_meta(|meta| {
+                    meta.clean = true;
+                    meta.time = meta.time.max(time.as_micros());
+                }),
+            });
+        folded.and(self.tables.close())
+    }
+
+    /// After an unclean end: looks at every record, so that what is damaged is known before somebody
+    /// misses it, and counts.
+    fn verify(&self) {
+        const PAGE: usize = 256;
+        let Ok(containers) = self.tables.containers() else { return };
+        let Ok(view) = self.tables.view(Arc::clone(&self.damaged)) else { return };
+        for state in containers {
+            let Ok(count) = self.count(&view, state.id, PAGE) else { return };
+            if let (true, Some(listener)) =
+                (count != Some(state.count) && count.is_some(), self.listener.get())
+            {
+                listener.notice(Notice::Miscounted(state.id));
+            }
+        }
+    }
+
+    /// How many sessions a container has in a view; `None` if the engine is closing.
+    fn count(&self, view: &TablesView, id: ContainerId, page: usize) -> Result<Option<u64>, Error> {
+        let (mut count, mut from) = (0, Key::from(""));
+        loop {
+            if self.lock().closing {
+                return Ok(None);
+            }
+            // Reading them is what notes those that are damaged.
+            let rows = view.scan(id, &from, page)?;
+            count += rows.len() as u64;
+            match rows.get(page - 1) {
+                Some((last, _)) => from = successor(last),
+                None => return Ok(Some(count)),
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Opening a store: what the log holds beyond the tables is replayed into memory.
+//!
+//! After a clean end there is nothing to replay, and the segments are used again. After any other,
+//! the chain of batches is followed from what is folded to its end. Its states are kept in memory and
+//! folded in the background, while the store serves: opening takes as long as reading the log does.
+//!
+//! ```text
+//!   epoch 7   | batch | batch | batch |  ?  |            ? in doubt: was it synced?
+//!                             |       |
+//!                          durable   end of the chain
+//!   epoch 8                           |  ?  | new batches ...       in a new segment
+//! ```
+//!
+//! What follows the last batch that a later one calls durable was read, but that proves
+//! nothing: after a failed sync the operating system may show what is not on the disk. So it is
+//! written again into a new segment and synced before anybody sees it. No old segment is written again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+
+use super::directory::{Directory, StoreId};
+use super::disk::Access;
+use super::generation::{Frozen, Generation};
+use super::log::{self, HEADER_BYTES, Header, Link, Log, Segment};
+use super::records::{self, Meta, Replay};
+use super::tables::{Tables, TablesView};
+use super::{Damaged, Settings, Shared, State};
+use crate::engine::{Recovered, View};
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::{ContainerId, ContainerState, Place};
+use crate::model::session::{Record, Revision, SessionId};
+
+const RESERVE: &str = "reserve";
+/// What a full disk leaves for ending sessions: redb writes some pages for each.
+const RESERVE_BYTES: u64 = 8 << 20;
+
+/// How many epochs are remembered: who asks what became of a commit asks soon.
+const EPOCHS_MAX: usize = 1_024;
+
+/// No segment is larger; a file that claims to be is none of ours.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Makes the files of a new store.
+pub(super) fn make(directory: &Directory, segment_bytes: u64) -> Result<(), Error> {
+    Tables::create(directory)?;
+    for number in [0, 1] {
+        Segment::create(directory, number, segment_bytes)?;
+    }
+    directory.sync()
+}
+
+/// Opens the files of a store.
+pub(super) fn open(
+    directory: Arc<Directory>,
+    settings: Settings,
+) -> Result<(Shared, Recovered), Error> {
+    let tables = open_tables(&directory, settings.verify)?;
+    let damaged = Arc::<Damaged>::default();
+    let meta = tables.meta()?;
+    let folded = Revision(meta.folded);
+    let view = Arc::new(tables.view(Arc::clone(&damaged))?);
+
+    let segments = segments(&directory)?;
+    let batches = Batches::read(directory.id(), &segments, folded, &directory)?;
+    let replayed = batches.replay(&view, &tables.containers()?, folded)?;
+    let clean = meta.clean && batches.chain.is_empty();
+
+    let mut next_segment = segments.last().map_or(0, |(segment, _)| segment.number + 1);
+    let whole =
+        |(segment, len): &(Segment, u64)| (*len == settings.segment_bytes).then(|| segment.clone());
+    // Where a write or a sync may have failed, nothing is written again.
+    let mut reusable: Vec<_> = match clean {
+        true => segments.iter().filter_map(whole).take(2).collect(),
+        false => Vec::new(),
+    };
+    let old: Vec<_> = segments.into_iter().map(|(segment, _)| segment).collect();
+    let mut provide = || -> Result<Segment, Error> {
+        if let Some(segment) = reusable.pop() {
+            return Ok(segment);
+        }
+        let segment = Segment::create(&directory, next_segment, settings.segment_bytes)?;
+        next_segment += 1;
+        directory.sync()?;
+        Ok(segment)
+    };
+    let epoch = batches.epoch.max(meta.epoch) + 1;
+    let active = provide()?;
+    // The second one can wait, unless everything is to happen in a fixed order.
+    let free = match clean || settings.fold_inline {
+        true => Some(provide()?),
+        false => None,
+    };
+    let log_bytes: u64 = batches.chain.iter().map(|(header, ..)| log::padded(header.length)).sum();
+    let mut log =
+        Log::new(directory.id(), epoch, settings.segment_bytes, active, batches.durable());
+    batches.rewrite(&mut log)?;
+    let durable = log.durable.revision;
+    tables.set_meta(|meta| {
+        meta.clean = false;
+        note_epoch(meta, epoch, durable);
+    })?;
+
+    // More numbers than the log can hold may have been used by commits that are lost.
+    let revision = match clean {
+        true => durable,
+        false => Revision(durable.0 + 2 * settings.segment_bytes),
+    };
+    let in_use = [Some(log.active.number), free.as_ref().map(|free| free.number)];
+    let old: Vec<_> = old.into_iter().filter(|old| !in_use.contains(&Some(old.number))).collect();
+    let Replayed { generation, containers, .. } = replayed;
+    let changed = generation.sessions.len() as u64;
+    let recovered = Recovered {
+        view,
+        folded,
+        sessions: generation
+            .sessions
+            .iter()
+            .map(|(place, (revision, record))| (place.clone(), *revision, record.clone()))
+            .collect(),
+        containers: containers.into_values().map(Arc::unwrap_or_clone).collect(),
+        revision,
+        time: generation.time.max(Time::from_micros(meta.time)),
+    };
+    let mut frozen = VecDeque::new();
+    if !batches.chain.is_empty() {
+        frozen.push_back(Arc::new(Frozen {
+            generation,
+            log_bytes,
+            segments: old,
+            reusable: false,
+        }));
+    } else {
+        old.iter().try_for_each(|old| directory.remove(&Segment::name(old.number)))?;
+    }
+    let state = State {
+        log,
+        free,
+        next_segment,
+        pending: Vec::new(),
+        active: Generation::default(),
+        frozen,
+        failed: false,
+        stalled: false,
+        closing: false,
+        buffer: Vec::new(),
+    };
+    directory.checked()?;
+    let shared = Shared {
+        settings,
+        directory,
+        tables,
+        state: Mutex::new(state),
+        changed: Condvar::new(),
+        listener: OnceLock::new(),
+        damaged,
+        folds: 0.into(),
+        fold_failures: 0.into(),
+        recoveries: 0.into(),
+        replayed: (!clean).then_some((batches.chain.len() as u64, changed)),
+    };
+    Ok((shared, recovered))
+}
+
+/// Opens the tables, and verifies all of them where there is reason to.
+fn open_tables(directory: &Arc<Directory>, verify: bool) -> Result<Tables, Error> {
+    if verify {
+        return Tables::open(Arc::clone(directory), true);
+    }
+    let tables = match Tables::open(Arc::clone(directory), false) {
+        Err(Error::Corrupt { .. }) => return Tables::open(Arc::clone(directory), true),
+        tables => tables?,
+    };
+    // After the end of a process the file is what was written. After that of a machine it need not be.
+    if directory.machine_restarted() && !tables.meta()?.clean {
+        tables.close()?;
+        return Tables::open(Arc::clone(directory), true);
+    }
+    Ok(tables)
+}
+
+/// The files of the log, in the order of their numbers, with their lengths.
+pub(super) fn segments(directory: &Directory) -> Result<Vec<(Segment, u64)>, Error> {
+    let names = directory.names()?;
+    let mut numbers: Vec<_> = names.iter().filter_map(|name| Segment::number(name)).collect();
+    numbers.sort_unstable();
+    let open = |number: u64| {
+        let name = Segment::name(number);
+        let file = directory.open_file(&name, Access::Write)?;
+        let len = file.len().map_err(|error| directory.failed(&name, error))?;
+        match len > SEGMENT_BYTES_MAX {
+            true => Err(records::corrupt("log", "a segment is longer than any can be")),
+            false => Ok((Segment { number, file }, len)),
+        }
+    };
+    numbers.into_iter().map(open).collect()
+}
+
+/// The part of the log that is not folded.
+pub(super) struct Batches {
+    store: StoreId,
+    /// Each batch, the segment that it is in, and where.
+    chain: Vec<(Header, Segment, usize)>,
+    folded: Link,
+    /// The greatest epoch of any batch.
+    epoch: u64,
+}
+
+impl Batches {
+    /// Follows the chain through the segments.
+    pub(super) fn read(
+        store: StoreId,
+        segments: &[(Segment, u64)],
+        folded: Revision,
+        directory: &Directory,
+    ) -> Result<Self, Error> {
+        let mut found = Vec::new();
+        for (segment, len) in segments {
+            let mut bytes = vec![0; *len as usize];
+            let read = segment.file.read(0, &mut bytes);
+            read.map_err(|error| directory.failed(&Segment::name(segment.number), error))?;
+            let batches = log::scan(store, &bytes);
+            found.extend(batches.into_iter().map(|batch| (batch.header, segment, batch.at)));
+        }
+        let headers: Vec<_> = found.iter().map(|(header, ..)| *header).collect();
+        let chain = log::chain(folded, &headers).map_err(|end| {
+            let reason = format!(
+                "commits after {end} are missing, and later ones prove that they were acknowledged"
+            );
+            Error::Corrupt { table: "log", reason }
+        })?;
+        let batch = |at: usize| {
+            let (header, segment, at) = &found[at];
+            (*header, Segment::clone(segment), *at)
+        };
+        let chain: Vec<_> = chain.into_iter().map(batch).collect();
+        let before = chain.first().map(|(header, ..)| header.predecessor);
+        let folded = before.unwrap_or(Link { revision: folded, checksum: 0 });
+        let epoch = headers.iter().map(|header| header.epoch).max().unwrap_or(0);
+        Ok(Batches { store, chain, folded, epoch })
+    }
+
+    /// The last batch that another one calls durable.
+    fn durable(&self) -> Link {
+        let durable = self.chain.last().map_or(self.folded.revision, |(last, ..)| last.durable);
+        let links = self.chain.iter().map(|(header, ..)| header.link);
+        links.take_while(|link| link.revision <= durable).last().unwrap_or(self.folded)
+    }
+
+    /// Writes again what is in doubt, and makes it durable.
+    fn rewrite(&self, log: &mut Log) -> Result<(), Error> {
+        let durable = log.durable.revision;
+        let doubtful = self.chain.iter().filter(|(header, ..)| header.link.revision > durable);
+        for batch in doubtful {
+            let (header, ..) = batch;
+            let mut bytes = self.bytes(batch)?;
+            log.append(header.first, header.link.revision, header.time, &mut bytes)
+                .map_err(Error::storage)?;
+        }
+        match log.is_synced() {
+            true => Ok(()),
+            false => log.sync().map_err(Error::storage),
+        }
+    }
+
+    /// The bytes of a batch. They are checked again: they were read twice.
+    fn bytes(&self, (header, segment, at): &(Header, Segment, usize)) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; header.length];
+        segment.file.read(*at as u64, &mut bytes).map_err(Error::storage)?;
+        match Header::parse(self.store, &bytes) == Some(*header) {
+            true => Ok(bytes),
+            false => Err(records::corrupt("log", "a batch is not what it was a moment ago")),
+        }
+    }
+
+    /// What the chain makes of sessions and containers.
+    pub(super) fn replay(
+        &self,
+        view: &TablesView,
+        containers: &[ContainerState],
+        folded: Revision,
+    ) -> Result<Replayed, Error> {
+        let containers = containers.iter().map(|state| (state.id, Arc::new(state.clone())));
+        let mut replaying = Replaying {
+            view,
+            generation: Generation { last: folded, ..Generation::default() },
+            missing: BTreeSet::new(),
+        };
+        for batch in &self.chain {
+            let (header, ..) = batch;
+            records::replay(&self.bytes(batch)?[HEADER_BYTES..], &mut replaying)?;
+            let generation = &mut replaying.generation;
+            generation.last = header.link.revision;
+            generation.time = generation.time.max(header.time);
+        }
+        let Replaying { generation, missing, .. } = replaying;
+        missing.into_iter().for_each(|(place, _)| view.note_damage(place));
+        let mut all: BTreeMap<_, _> = containers.collect();
+        all.extend(generation.containers.iter().map(|(id, state)| (*id, Arc::clone(state))));
+        Ok(Replayed { generation, containers: all })
+    }
+}
+
+/// What the store is, with the log taken into account.
+pub(super) struct Replayed {
+    pub generation: Generation,
+    pub containers: BTreeMap<ContainerId, Arc<ContainerState>>,
+}
+
+struct Replaying<'a> {
+    view: &'a TablesView,
+    generation: Generation,
+    /// Sessions that were changed and are not there. Their end must follow: it is in the tables
+    /// already, and so is the absence.
+    missing: BTreeSet<(Place, SessionId)>,
+}
+
+impl Replay for Replaying<'_> {
+    fn session(&mut self, place: &Place) -> Result<Option<(Revision, Option<Arc<Record>>)>, Error> {
+        if let Some(known) = self.generation.sessions.get(place) {
+            return Ok(Some(known.clone()));
+        }
+        let stored = self.view.read(place)?;
+        Ok(stored.map(|record| (record.revision, Some(record))))
+    }
+
+    fn put(
+        &mut self,
+        place: Place,
+        id: SessionId,
+        revision: Revision,
+        record: Option<Arc<Record>>,
+    ) {
+        if record.is_none() {
+            self.missing.remove(&(place.clone(), id));
+        }
+        self.generation.put(place, revision, record);
+    }
+
+    fn missing(&mut self, place: &Place, id: SessionId) {
+        self.missing.insert((place.clone(), id));
+    }
+
+    fn container(&mut self, state: ContainerState) {
+        self.generation.containers.insert(state.id, Arc::new(state));
+    }
+}
+
+/// After a failure of the log within the life of the store: writes what is in doubt again, in another
+/// segment, and goes on there.
+pub(super) fn rewrite(
+    directory: &Directory,
+    failed: &Log,
+    segment: Segment,
+    epoch: u64,
+) -> Result<Log, Error> {
+    let old = (failed.active.clone(), failed.segment_bytes());
+    let mut batches = Batches::read(directory.id(), &[old], failed.durable.revision, directory)?;
+    // What was synced is known here; what the chain says of it may be older.
+    batches.folded = failed.durable;
+    let mut log = Log::new(directory.id(), epoch, failed.segment_bytes(), segment, failed.durable);
+    batches.rewrite(&mut log)?;
+    Ok(log)
+}
+
+/// Notes that an epoch ended with this commit, and which is the new one.
+pub(super) fn note_epoch(meta: &mut Meta, epoch: u64, durable: Revision) {
+    meta.epochs.push((meta.epoch, durable.0));
+    let excess = meta.epochs.len().saturating_sub(EPOCHS_MAX);
+    meta.epochs.drain(..excess);
+    meta.epoch = epoch;
+}
+
+/// Makes the file whose space is given up when the disk is full.
+pub(super) fn provide_reserve(directory: &Directory) -> Result<(), Error> {
+    if directory.names()?.iter().any(|name| name == RESERVE) {
+        return Ok(());
+    }
+    let file = directory.open_file(RESERVE, Access::Create)?;
+    let filled = log::fill(&*file, RESERVE_BYTES);
+    if filled.is_err() {
+        give_up_reserve(directory);
+    }
+    filled.map_err(|error| directory.failed(RESERVE, error))
+}
+
+/// Gives its space to those who need it now.
+pub(super) fn give_up_reserve(directory: &Directory) {
+    // If there is none, there is none to be had.
+    let _ = directory.remove(RESERVE);
+}
