@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex};
 
 use sessile::{
-    ConflictReason, Container, Error, Key, ManualClock, Options, Policy, Resolution, Rule, Store,
-    Time, Transaction,
+    ConflictReason, Container, Error, Event, Key, ManualClock, Options, Policy, Resolution, Rule,
+    Store, Time, Transaction,
 };
 
 fn manual() -> (ManualClock, Options) {
@@ -239,7 +239,11 @@ fn a_damaged_record_keeps_no_other_session_alive() {
 
     let store = open();
     let (a, b) = (store.container("a").unwrap(), store.container("b").unwrap());
-    assert!(matches!(store.begin().unwrap().peek(&a, "1"), Err(Error::Corrupt { .. })));
+    let events = store.events();
+    assert!(store.begin().unwrap().peek(&a, "1").unwrap().is_none());
+    assert_eq!(store.stats().damaged_sessions, 1);
+    let event = events.try_recv().unwrap();
+    assert!(matches!(event, Event::Damaged { container, .. } if container == "a"));
     // Shortened, so that all records must be walked through.
     store.transact(|txn| txn.set_policy(&a, policy.clone())).unwrap();
     clock.advance_secs(600);

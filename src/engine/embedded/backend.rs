@@ -23,11 +23,6 @@ impl Backend {
         Ok(Backend { locks: locks.transpose()?, file })
     }
 
-    /// Whether other processes can be let in to read.
-    pub(super) fn can_lock(&self) -> bool {
-        self.locks.is_some()
-    }
-
     fn locks(&self) -> Result<&FileBackend, BackendError> {
         self.locks.as_ref().ok_or(BackendError::Unsupported)
     }

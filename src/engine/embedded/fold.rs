@@ -199,7 +199,9 @@ impl Shared {
                     meta.time = meta.time.max(time.as_micros());
                 }),
             });
-        folded.and(self.tables.close())
+        let closed = folded.and(self.tables.close());
+        self.directory.release();
+        closed
     }
 
     /// After an unclean end: looks at every record, so that what is damaged is known before somebody

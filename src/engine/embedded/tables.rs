@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    ConcurrencyMode, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
+    Builder, ConcurrencyMode, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
     TableDefinition, WriteTransaction,
 };
 
@@ -55,6 +55,9 @@ macro_rules! storage {
 fn storage_error(error: redb::Error) -> Error {
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { table: DATABASE, reason },
+        redb::Error::TableDoesNotExist(name) => {
+            Error::Corrupt { table: DATABASE, reason: format!("it has no table `{name}`") }
+        }
         redb::Error::DatabaseClosed => Error::Closed,
         error => Error::storage(error),
     }
@@ -214,35 +217,59 @@ impl Tables {
 
 impl Open {
     fn of(directory: &Directory, check: bool) -> Result<Self, Error> {
-        let file = directory.open_file(DATABASE, Access::Write)?;
-        if file.len().map_err(|error| directory.failed(DATABASE, error))? == 0 {
-            // redb would take it for a new database.
-            return Err(Error::Corrupt { table: DATABASE, reason: "it is empty".to_owned() });
+        // To open a database is to write to it: look first, so that what is not ours stays as it is.
+        let file = directory.open_file(DATABASE, Access::Read)?;
+        match builder(&file).open_read_only_with_backend(backend(file)?) {
+            Ok(database) => drop(read_meta(&database)?),
+            // Its process was killed. It must be repaired before anybody can look.
+            Err(redb::DatabaseError::RepairAborted) => {}
+            Err(error) => return Err(refusal(error)),
         }
-        let database = open(file, check)?;
-        let meta = storage!(storage!(database.begin_read())?.open_table(META))?;
-        let row = storage!(meta.get(META_STORE))?;
-        let row = row.ok_or_else(|| records::corrupt("meta", "its row is missing"))?;
-        let meta = records::decode_meta(row.value())?;
+        let database = open(directory.open_file(DATABASE, Access::Write)?, check)?;
+        let meta = read_meta(&database)?;
         Ok(Open { database, meta })
     }
 }
 
+fn read_meta(database: &impl ReadableDatabase) -> Result<Meta, Error> {
+    let meta = storage!(storage!(database.begin_read())?.open_table(META))?;
+    let row = storage!(meta.get(META_STORE))?;
+    let row = row.ok_or_else(|| records::corrupt("meta", "its row is missing"))?;
+    records::decode_meta(row.value())
+}
+
 fn open(file: Arc<dyn DiskFile>, check: bool) -> Result<Database, Error> {
-    let backend = Backend::new(file).map_err(Error::storage)?;
+    let mut builder = builder(&file);
+    builder.set_check_integrity_on_open(check);
+    builder.create_with_backend(backend(file)?).map_err(refusal)
+}
+
+/// Others may read while this process writes, if they can be kept from reading at the wrong moment.
+fn builder(file: &Arc<dyn DiskFile>) -> Builder {
     let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
-    if backend.can_lock() {
+    builder.set_cache_size(CACHE_BYTES);
+    if file.file().is_some() {
         builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
     }
-    builder.create_with_backend(backend).map_err(|error| match error {
+    builder
+}
+
+fn backend(file: Arc<dyn DiskFile>) -> Result<Backend, Error> {
+    Backend::new(file).map_err(Error::storage)
+}
+
+fn refusal(error: redb::DatabaseError) -> Error {
+    match error {
         redb::DatabaseError::Storage(redb::StorageError::Io(error))
-            if error.kind() == io::ErrorKind::InvalidData =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
         {
             Error::Corrupt { table: DATABASE, reason: "it is no redb database".to_owned() }
         }
         error => storage_error(redb::Error::from(error)),
-    })
+    }
 }
 
 // Never a one-phase commit: a failed sync, a reopen and a power cut can leave such a file
