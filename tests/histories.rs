@@ -127,6 +127,7 @@ impl World {
         self.opened += 1;
         let ended = Arc::clone(&self.ended);
         let options = Options::new()
+            .segment_bytes(16 << 10)
             .clock(self.clock.clone())
             // A seed that is used again after a reopen would give the same ids again.
             .seed(self.opened)

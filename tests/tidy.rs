@@ -56,6 +56,7 @@ fn layers_look_down() {
 fn libraries_stay_behind_their_boundaries() {
     only_in(&["engine/embedded"], &["redb::"]);
     only_in(&["engine/embedded/records.rs"], &["bincode::"]);
+    only_in(&["engine/embedded"], &["twox_hash::"]);
     only_in(&["model/value.rs"], &["rmp_serde::", "rmpv::"]);
     only_in(&["engine/memory.rs"], &["rpds::"]);
 }
@@ -65,7 +66,7 @@ fn time_chance_and_threads_have_one_place_each() {
     only_in(&["model/clock.rs"], &["SystemTime::now", "Instant::now"]);
     only_in(&["store/chance.rs"], &["StdRng"]);
     only_in(&["store/chance.rs", "model/token.rs"], &["SysRng", "use rand"]);
-    only_in(&["store/threads.rs"], &["thread::{Builder", "thread::Builder", "thread::spawn"]);
+    only_in(&["threads.rs"], &["thread::{Builder", "thread::Builder", "thread::spawn"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod listeners;
 mod listing;
 mod options;
 mod outcome;
+mod round;
 mod session;
 mod snapshots;
 mod stats;

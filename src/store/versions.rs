@@ -148,7 +148,7 @@ impl Pinned {
         Ok((found.collect(), next))
     }
 
-    /// The keys of those, whether their records can be read or not, and of some that have ended.
+    /// The keys of those, whether their records can be read or not.
     pub(crate) fn keys(
         &self,
         container: ContainerId,
@@ -170,7 +170,12 @@ impl Pinned {
         let until = next.clone().map_or(Bound::Unbounded, Bound::Excluded);
         let mut found: BTreeMap<_, _> = rows.into_iter().collect();
         let here = self.sessions.range((Bound::Included(from.clone()), until));
-        found.extend(here.map(|(key, session)| (key.clone(), session.clone())));
+        for (key, session) in here {
+            match session {
+                Some(_) => found.insert(key.clone(), session.clone()),
+                None => found.remove(key),
+            };
+        }
         Ok((found, next))
     }
 

@@ -60,6 +60,7 @@ fn options(heard: &Heard) -> Options {
         (heard.starts.clone(), heard.ends.clone(), heard.audit.clone(), heard.audit.clone());
     let lock = |slot: &Mutex<Option<Container>>| slot.lock().expect("no panic").clone();
     Options::new()
+        .segment_bytes(64 << 10)
         .resolver("concat", move |merge| match strings(merge) {
             Some(joined) => Resolution::New(Value::of(&joined)),
             None => Resolution::Decline,

@@ -64,6 +64,7 @@ impl Adapter {
         let clock = FakeClock::new(config.clock);
         let listening = Arc::new(Listening::default());
         let options = Options::new()
+            .segment_bytes(64 << 10)
             .clock(clock.manual.clone())
             .clock_ahead_max(Duration::MAX)
             .sweep_every(None);
@@ -305,7 +306,10 @@ impl Adapter {
         let limit = args.whole_or("limit", 0)?;
         let policy = Policy::new().timeout_mins(minutes).period_secs(period).limit(limit);
         if self.scratch.is_none() {
-            let options = Options::new().clock(self.clock.manual.clone()).sweep_every(None);
+            let options = Options::new()
+                .segment_bytes(64 << 10)
+                .clock(self.clock.manual.clone())
+                .sweep_every(None);
             self.scratch = Some(options.memory()?);
         }
         let store = self.scratch.as_ref().expect("it was just made");

@@ -37,7 +37,7 @@ impl Shared {
         loop {
             // Trouble has been told of; the next attempt is as good as any.
             let _ = self.fold_frozen().and_then(|()| self.provide());
-            let _ = recovery::provide_reserve(&self.directory);
+            self.provide_reserve();
             let state = self.lock();
             if state.closing {
                 return;
@@ -127,6 +127,11 @@ impl Shared {
         // redb answers nothing more after a failure.
         let _ = self.tables.reopen().and_then(|()| self.checkpoint());
         error
+    }
+
+    /// Sets space aside for the day that the disk is full. If it is full now, later will do.
+    pub(super) fn provide_reserve(&self) {
+        let _ = recovery::provide_reserve(&self.directory, self.settings.segment_bytes);
     }
 
     /// Provides the segment that the next switch needs, if none will become free by folding.

@@ -157,6 +157,7 @@ impl Engine for Embedded {
         }
         let _ = shared.listener.set(listener);
         if shared.settings.fold_inline {
+            shared.provide_reserve();
             return shared.fold_frozen();
         }
         let folder = threads::spawn("fold", move || shared.run())?;

@@ -32,7 +32,8 @@ use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::session::{Record, Revision, SessionId};
 
 const RESERVE: &str = "reserve";
-/// What a full disk leaves for ending sessions: redb writes some pages for each.
+/// What a full disk leaves for ending sessions: redb writes some pages for each. Less where the log is
+/// small.
 const RESERVE_BYTES: u64 = 8 << 20;
 
 /// How many epochs are remembered: who asks what became of a commit asks soon.
@@ -372,12 +373,12 @@ pub(super) fn note_epoch(meta: &mut Meta, epoch: u64, durable: Revision) {
 }
 
 /// Makes the file whose space is given up when the disk is full.
-pub(super) fn provide_reserve(directory: &Directory) -> Result<(), Error> {
+pub(super) fn provide_reserve(directory: &Directory, segment_bytes: u64) -> Result<(), Error> {
     if directory.names()?.iter().any(|name| name == RESERVE) {
         return Ok(());
     }
     let file = directory.open_file(RESERVE, Access::Create)?;
-    let filled = log::fill(&*file, RESERVE_BYTES);
+    let filled = log::fill(&*file, RESERVE_BYTES.min(segment_bytes));
     if filled.is_err() {
         give_up_reserve(directory);
     }

@@ -1,0 +1,354 @@
+//! One batch in the making: each request is judged against the newest state, which what was judged
+//! before it in the same batch is part of.
+//!
+//! Nothing here waits, writes or is seen by others; what comes out is a list of commits, and a
+//! verdict for each request. What becomes of one key under one transaction is decided in `judge.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::engine::{Commit, Engine, SessionChange};
+use crate::error::{Conflict, ConflictReason, Error, LimitKind};
+use crate::model::clock::Time;
+use crate::model::container::{ContainerId, ContainerState, Place};
+use crate::model::draft::Draft;
+use crate::model::policy::{Durability, Policy};
+use crate::model::session::{Record, Revision};
+use crate::model::timeslice;
+use crate::store::commit::{Intent, Work};
+use crate::store::core::Core;
+use crate::store::judge::{Circumstances, Objection, judge};
+use crate::store::listeners::{EndBatch, EndReason, EndedSession};
+use crate::store::outcome::{EndedInfo, MergedSession, Report};
+
+/// One batch in the making: the newest state, with what the transactions judged so far have done.
+pub(crate) struct Round<'a> {
+    core: &'a Core,
+    pub now: Time,
+    /// The revision of the last commit.
+    pub revision: Revision,
+    pub commits: Vec<Commit>,
+    /// The sessions that were looked at, as the batch has left them so far.
+    sessions: HashMap<Place, Option<Arc<Record>>>,
+    containers: BTreeMap<ContainerId, Arc<ContainerState>>,
+    pub ended: EndBatch,
+    pub started: usize,
+    pub made: Vec<(Arc<str>, ContainerId)>,
+    /// The strictest level that a commit asks for.
+    pub durability: Durability,
+    /// What the commits weigh, and what a batch may.
+    pub weight: usize,
+    pub weight_max: usize,
+    /// The disk is full: only ends are let in.
+    nearly_full: bool,
+}
+
+/// What one transaction would do, before it is accepted.
+#[derive(Default)]
+struct Outcome {
+    sessions: Vec<(Place, Option<Arc<Record>>)>,
+    containers: BTreeMap<ContainerId, ContainerState>,
+    ends: Vec<(Place, Arc<Record>, EndReason)>,
+    created: BTreeMap<ContainerId, u64>,
+    merged: Vec<MergedSession>,
+}
+
+impl<'a> Round<'a> {
+    pub(crate) fn new(core: &'a Core, engine: &dyn Engine) -> Self {
+        let containers = core.versions.containers();
+        Round {
+            core,
+            now: core.now(),
+            revision: core.snapshots.published(),
+            commits: Vec::new(),
+            sessions: HashMap::new(),
+            containers: containers.into_iter().map(|state| (state.id, state)).collect(),
+            ended: Vec::new(),
+            started: 0,
+            made: Vec::new(),
+            durability: Durability::Relaxed,
+            weight: 0,
+            weight_max: engine.weight_max(),
+            nearly_full: engine.is_nearly_full(),
+        }
+    }
+
+    pub(crate) fn judge(&mut self, work: Work) -> Result<Report, Error> {
+        let mut durability = Durability::Immediate;
+        let outcome = match work {
+            Work::Transaction(intent) => {
+                if self.nearly_full && !intent.only_ends() {
+                    return Err(Error::Full);
+                }
+                self.core.check_revoked(intent.snapshot)?;
+                durability = intent.durability(&self.containers);
+                self.judge_transaction(&intent)?
+            }
+            Work::Make { .. } | Work::Refile { .. } if self.nearly_full => return Err(Error::Full),
+            Work::Make { name, policy } => self.make(name, policy),
+            Work::Sweep { container, rows } => {
+                let policy = Arc::clone(&self.containers[&container].policy);
+                let mut outcome = Outcome::default();
+                for (bucket, key) in rows {
+                    let filed_here = |record: &Record| record.bucket == bucket;
+                    self.sweep(&mut outcome, (container, key), &policy, filed_here);
+                }
+                outcome
+            }
+            Work::Refile { container, policy: revision, from, keys, next } => {
+                let mut state = ContainerState::clone(&self.containers[&container]);
+                let policy = Arc::clone(&state.policy);
+                let mut outcome = Outcome::default();
+                // Otherwise the policy has changed again, and the walk begins anew.
+                if state.policy_revision == revision && state.refile_from.as_ref() == Some(&from) {
+                    for key in keys {
+                        let late = |record: &Record| {
+                            record.bucket > timeslice::bucket(record.slice_end, &policy)
+                        };
+                        self.sweep(&mut outcome, (container, key), &policy, late);
+                    }
+                    state.refile_from = next;
+                    outcome.containers.insert(container, state);
+                }
+                outcome
+            }
+        };
+        let before = self.commits.len();
+        let report = self.accept(outcome)?;
+        if self.commits.len() > before {
+            self.durability = self.durability.max(durability);
+        }
+        Ok(report)
+    }
+
+    fn judge_transaction(&mut self, intent: &Intent) -> Result<Outcome, Error> {
+        for (id, change) in &intent.policies {
+            let state = &self.containers[id];
+            if state.policy_revision != change.base {
+                return Err(Error::Conflict(Conflict {
+                    reason: ConflictReason::Policy,
+                    container: state.name.to_string(),
+                    session: "-".to_owned(),
+                    base: change.base,
+                    stored: Some(state.policy_revision),
+                }));
+            }
+            // What has expired never becomes valid again, swept or not: it ends before the longer
+            // timeout takes effect.
+            if state.policy.lifetime_secs() < change.policy.lifetime_secs() {
+                let policy = Arc::clone(&state.policy);
+                let mut ends = Outcome::default();
+                self.end_due(&mut ends, *id, &policy, &BTreeMap::new(), u64::MAX)?;
+                self.accept(ends)?;
+            }
+        }
+        let revision = self.revision.next();
+        let mut outcome = Outcome::default();
+        for (id, change) in &intent.policies {
+            let mut state = ContainerState::clone(&self.containers[id]);
+            state.set_policy(Arc::clone(&change.policy), revision);
+            outcome.containers.insert(*id, state);
+        }
+        for (place, draft) in &intent.drafts {
+            let stored = self.session(place)?;
+            let before = Arc::clone(&self.containers[&place.0]);
+            let circumstances = Circumstances {
+                container: outcome.containers.get(&place.0).unwrap_or(&before),
+                before: &before.policy,
+                resolvers: &self.core.resolvers,
+                now: self.now,
+                revision,
+            };
+            let judgement = judge(draft, stored.clone(), &place.1, circumstances);
+            let judgement = judgement.map_err(|objection| match objection {
+                Objection::Refused(error) => error,
+                Objection::Expired(error) => {
+                    // Its end is no part of the transaction that found it.
+                    let mut end = Outcome::default();
+                    self.sweep(&mut end, place.clone(), &before.policy, |_| true);
+                    match self.accept(end) {
+                        Ok(_) => error,
+                        Err(error) => error,
+                    }
+                }
+            })?;
+            if judgement.record != stored {
+                outcome.sessions.push((place.clone(), judgement.record));
+            }
+            let end = |(record, reason)| (place.clone(), record, reason);
+            outcome.ends.extend(judgement.ends.into_iter().map(end));
+            outcome.merged.extend(judgement.merged);
+            if judgement.created > 0 {
+                *outcome.created.entry(place.0).or_default() += judgement.created;
+            }
+        }
+        for id in outcome.created.keys().copied().collect::<Vec<_>>() {
+            let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
+            let policy = Arc::clone(&state.policy);
+            let limit = policy.limit;
+            let excess = counted(&self.containers[&id], &outcome).saturating_sub(limit);
+            if limit == 0 || excess == 0 {
+                continue;
+            }
+            // Make room by ending what is due.
+            self.end_due(&mut outcome, id, &policy, &intent.drafts, excess)?;
+            if counted(&self.containers[&id], &outcome) > limit {
+                return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Ends up to `wanted` sessions that have expired under `policy`, without those in `except`.
+    /// One that cannot be read is left alone: it must not keep others from ending.
+    fn end_due(
+        &mut self,
+        outcome: &mut Outcome,
+        id: ContainerId,
+        policy: &Policy,
+        except: &BTreeMap<Place, Draft>,
+        wanted: u64,
+    ) -> Result<(), Error> {
+        let state = Arc::clone(&self.containers[&id]);
+        let pinned = self.core.versions.pin(id, self.core.snapshots.published());
+        let (now, wanted) = (self.now, usize::try_from(wanted).unwrap_or(usize::MAX));
+        let enough = outcome.ends.len().saturating_add(wanted);
+        pinned.suspects(&state, policy, now, |key| {
+            let place = (id, key);
+            if !except.contains_key(&place) {
+                self.sweep(outcome, place, policy, |record| record.is_expired(policy, now));
+            }
+            Ok(match outcome.ends.len() >= enough {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })
+    }
+
+    fn make(&mut self, name: Arc<str>, policy: Arc<Policy>) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.containers.values().all(|state| state.name != name) {
+            let last = self.containers.keys().next_back().map_or(0, |id| id.0);
+            let id = ContainerId(last + 1);
+            self.made.push((Arc::clone(&name), id));
+            let state = ContainerState {
+                id,
+                name,
+                policy,
+                policy_revision: self.revision.next(),
+                count: 0,
+                refile_from: None,
+            };
+            outcome.containers.insert(id, state);
+        }
+        outcome
+    }
+
+    /// Ends the session at a place if its time is over; files it anew if it lives and is `due`.
+    /// One that cannot be read is left alone: it must not keep others from ending.
+    fn sweep(
+        &mut self,
+        outcome: &mut Outcome,
+        place: Place,
+        policy: &Policy,
+        due: impl Fn(&Record) -> bool,
+    ) {
+        let Ok(Some(record)) = self.session(&place) else { return };
+        if !due(&record) {
+            return;
+        }
+        if record.is_expired(policy, self.now) {
+            outcome.sessions.push((place.clone(), None));
+            outcome.ends.push((place, record, EndReason::Expired));
+        } else {
+            let mut filed = Record::clone(&record);
+            filed.file(policy);
+            filed.revision = self.revision.next();
+            if filed.bucket != record.bucket {
+                outcome.sessions.push((place, Some(Arc::new(filed))));
+            }
+        }
+    }
+
+    /// The session at a place as the batch has left it so far.
+    fn session(&mut self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        if let Some(session) = self.sessions.get(place) {
+            return Ok(session.clone());
+        }
+        let session = self.core.versions.newest(place)?;
+        self.sessions.insert(place.clone(), session.clone());
+        Ok(session)
+    }
+
+    /// Makes an outcome part of the batch.
+    fn accept(&mut self, mut outcome: Outcome) -> Result<Report, Error> {
+        let mut containers = mem::take(&mut outcome.containers);
+        let ended = outcome.ends.iter().map(|(place, ..)| place.0);
+        for id in ended.chain(outcome.created.keys().copied()) {
+            let unchanged = || ContainerState::clone(&self.containers[&id]);
+            containers.entry(id).or_insert_with(unchanged);
+        }
+        if outcome.sessions.is_empty() && containers.is_empty() {
+            return Ok(Report::nothing(self.revision));
+        }
+        for state in containers.values_mut() {
+            state.count = counted(state, &outcome);
+        }
+        let change = |(place, after): (Place, Option<Arc<Record>>)| {
+            let before = self.sessions.get(&place).expect("what is changed was looked at").clone();
+            SessionChange { place, before, after }
+        };
+        let commit = Commit {
+            revision: self.revision.next(),
+            sessions: mem::take(&mut outcome.sessions).into_iter().map(change).collect(),
+            containers: containers.values().cloned().map(Arc::new).collect(),
+        };
+        let weight = commit.weight();
+        if weight > self.weight_max {
+            let max = self.weight_max as u64;
+            return Err(Error::Limit { limit: LimitKind::TransactionBytes, max });
+        }
+        self.weight += weight;
+        self.revision = commit.revision;
+        let mut report = Report::nothing(self.revision);
+        report.merged = outcome.merged;
+        let mut ended = Vec::new();
+        for (place, record, reason) in outcome.ends {
+            let state = &containers[&place.0];
+            report.ended.push(EndedInfo {
+                container: state.name.to_string(),
+                key: place.1.clone(),
+                id: record.id,
+                reason,
+            });
+            let session = EndedSession {
+                container: Arc::clone(&state.name),
+                key: place.1,
+                expiry: timeslice::bucket(record.slice_end, &state.policy),
+                listener: state.policy.on_end.clone(),
+                record,
+            };
+            ended.push((Arc::new(session), reason));
+        }
+        ended.sort_by(|(a, _), (b, _)| (a.expiry, &a.key).cmp(&(b.expiry, &b.key)));
+        self.ended.extend(ended);
+        self.started += outcome.created.values().sum::<u64>() as usize;
+        for change in &commit.sessions {
+            self.sessions.insert(change.place.clone(), change.after.clone());
+        }
+        for state in &commit.containers {
+            self.containers.insert(state.id, Arc::clone(state));
+        }
+        self.commits.push(commit);
+        Ok(report)
+    }
+}
+
+/// How many sessions a container has after an outcome: ends count before creations.
+fn counted(state: &ContainerState, outcome: &Outcome) -> u64 {
+    let ended = outcome.ends.iter().filter(|(place, ..)| place.0 == state.id).count() as u64;
+    let created = outcome.created.get(&state.id).copied().unwrap_or(0);
+    (state.count + created).saturating_sub(ended)
+}
