@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
-use crate::engine::{Batch, Engine, Failure, Gauges, Listener, Recovered, Taken, View};
+use crate::engine::{Batch, Engine, Failure, Found, Gauges, Listener, Recovered, Taken, View};
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, Place};
@@ -125,12 +125,7 @@ impl View for Tables {
         Ok(self.sessions.get(place).cloned())
     }
 
-    fn scan(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error> {
+    fn scan(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Found>, Error> {
         let rows = self.sessions.range((container, from.clone())..);
         let rows = rows.take_while(|((c, _), _)| *c == container).take(max);
         Ok(rows.map(|((_, key), record)| (key.clone(), Some(Arc::clone(record)))).collect())

@@ -174,18 +174,16 @@ pub(crate) struct Gauges {
     pub damaged: u64,
 }
 
+/// A row of the tables; without a record if that is damaged.
+pub(crate) type Found = (Key, Option<Arc<Record>>);
+
 /// One unchanging state of the tables. Keep it for a short time: it keeps space from being reused.
 pub(crate) trait View: std::fmt::Debug + Send + Sync {
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error>;
 
     /// Up to `max` sessions of a container in the order of their keys, from `from` on. One whose
     /// record is damaged has none.
-    fn scan(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error>;
+    fn scan(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Found>, Error>;
 
     /// Up to `max` rows of the expiry index in the order of bucket and key: those of buckets up to
     /// `until`, from the row `from` on.

@@ -9,10 +9,13 @@ use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::session::{Record, Revision};
 
+/// A session, and the commit that left it so; without a record if it has ended.
+pub(super) type Dated = (Revision, Option<Arc<Record>>);
+
 /// The last states that a stretch of the log gives to sessions and containers.
 #[derive(Debug, Default)]
 pub(super) struct Generation {
-    pub sessions: HashMap<Place, (Revision, Option<Arc<Record>>)>,
+    pub sessions: HashMap<Place, Dated>,
     pub containers: BTreeMap<ContainerId, Arc<ContainerState>>,
     /// The last commit of the stretch.
     pub last: Revision,

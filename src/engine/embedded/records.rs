@@ -11,6 +11,7 @@ use bincode::config::{self, Config};
 use bincode::{BorrowDecode, Decode, Encode};
 use twox_hash::XxHash3_64;
 
+use super::generation::Dated;
 use crate::engine::{Commit, SessionChange};
 use crate::error::Error;
 use crate::model::clock::Time;
@@ -268,7 +269,7 @@ pub(super) fn replay(mut body: &[u8], replay: &mut impl Replay) -> Result<(), Er
 pub(super) trait Replay {
     /// The newest state of a session, and the revision that it is from; `None` if there never was
     /// one as far as is known.
-    fn session(&mut self, place: &Place) -> Result<Option<(Revision, Option<Arc<Record>>)>, Error>;
+    fn session(&mut self, place: &Place) -> Result<Option<Dated>, Error>;
     fn put(&mut self, place: Place, id: SessionId, revision: Revision, record: Option<Arc<Record>>);
     /// A session was changed that is not there.
     fn missing(&mut self, place: &Place, id: SessionId);
@@ -594,11 +595,11 @@ mod tests {
     /// One session, as a replay knows it.
     #[derive(Default)]
     struct Sessions {
-        known: Option<(Revision, Option<Arc<Record>>)>,
+        known: Option<Dated>,
     }
 
     impl Replay for Sessions {
-        fn session(&mut self, _: &Place) -> Result<Option<(Revision, Option<Arc<Record>>)>, Error> {
+        fn session(&mut self, _: &Place) -> Result<Option<Dated>, Error> {
             Ok(self.known.clone())
         }
 

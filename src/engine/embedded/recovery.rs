@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use super::directory::{Directory, StoreId};
 use super::disk::Access;
-use super::generation::{Frozen, Generation};
+use super::generation::{Dated, Frozen, Generation};
 use super::log::{self, HEADER_BYTES, Header, Link, Log, Segment};
 use super::records::{self, Meta, Replay};
 use super::tables::{Tables, TablesView};
@@ -317,7 +317,7 @@ struct Replaying<'a> {
 }
 
 impl Replay for Replaying<'_> {
-    fn session(&mut self, place: &Place) -> Result<Option<(Revision, Option<Arc<Record>>)>, Error> {
+    fn session(&mut self, place: &Place) -> Result<Option<Dated>, Error> {
         if let Some(known) = self.generation.sessions.get(place) {
             return Ok(Some(known.clone()));
         }

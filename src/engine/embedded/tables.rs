@@ -24,7 +24,7 @@ use super::backend::Backend;
 use super::directory::Directory;
 use super::disk::{Access, DiskFile};
 use super::records::{self, Meta};
-use crate::engine::View;
+use crate::engine::{Found, View};
 use crate::error::Error;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
@@ -388,12 +388,7 @@ impl View for TablesView {
         })
     }
 
-    fn scan(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<Vec<(Key, Option<Arc<Record>>)>, Error> {
+    fn scan(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Found>, Error> {
         self.rows(container, from, max, |key, row| {
             (Key::from(key), self.decode(container, key, row))
         })
