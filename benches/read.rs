@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     support::main(USAGE, run)
 }
 
-fn run(Arguments { quick }: Arguments) -> io::Result<()> {
+fn run(Arguments { quick, .. }: Arguments) -> io::Result<()> {
     let (sessions, rounds, time) = match quick {
         true => (20_000, 1, Duration::from_millis(500)),
         false => (100_000, 3, Duration::from_secs(2)),

@@ -25,27 +25,49 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sessile::{Clock, Container, Policy, Store, SystemClock, Time};
 
-/// What the command line asks for.
-#[derive(Clone, Copy, Debug)]
+/// What the command line asks for. What it does not ask for, the benchmark decides.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Arguments {
     /// Smaller and shorter: to see that it works, not to quote.
     pub(crate) quick: bool,
+    pub(crate) clients: Option<usize>,
+    pub(crate) sessions: Option<usize>,
+    /// How long a slice is, in seconds; then there is one round.
+    pub(crate) seconds: Option<u64>,
+    /// The names of the engines, separated by commas.
+    pub(crate) engines: Option<String>,
+}
+
+impl Arguments {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(bool, Self), String> {
+        let (mut parsed, mut wanted) = (Arguments::default(), false);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("`{argument}` needs a value"));
+            let number =
+                |value: String| value.parse().map_err(|_| format!("`{value}` is no number"));
+            match argument.as_str() {
+                "--bench" => wanted = true,
+                "--quick" => parsed.quick = true,
+                "--clients" => parsed.clients = Some(number(value()?)? as usize),
+                "--sessions" => parsed.sessions = Some(number(value()?)? as usize),
+                "--seconds" => parsed.seconds = Some(number(value()?)?),
+                "--engines" => parsed.engines = Some(value()?),
+                _ => return Err(format!("unknown argument `{argument}`")),
+            }
+        }
+        Ok((wanted, parsed))
+    }
 }
 
 /// Runs a benchmark if `cargo bench` asks for it; `cargo test --benches` does not.
 pub(crate) fn main(usage: &str, run: impl FnOnce(Arguments) -> io::Result<()>) -> ExitCode {
-    let mut arguments = Arguments { quick: false };
-    let mut wanted = false;
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--bench" => wanted = true,
-            "--quick" => arguments.quick = true,
-            _ => {
-                say(format_args!("unknown argument `{argument}`\n{usage}"));
-                return ExitCode::from(2);
-            }
+    let (wanted, arguments) = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(parsed) => parsed,
+        Err(trouble) => {
+            say(format_args!("{trouble}\n{usage}"));
+            return ExitCode::from(2);
         }
-    }
+    };
     if !wanted {
         say(format_args!("nothing to test here\n{usage}"));
         return ExitCode::SUCCESS;
