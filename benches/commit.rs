@@ -214,17 +214,7 @@ impl InRedb {
         &self,
         updates: impl Iterator<Item = (usize, Option<u64>)>,
     ) -> Result<(), redb::Error> {
-        self.transact(updates, false)
-    }
-
-    fn transact(
-        &self,
-        updates: impl Iterator<Item = (usize, Option<u64>)>,
-        as_folds_do: bool,
-    ) -> Result<(), redb::Error> {
-        let mut txn = self.database.begin_write()?;
-        txn.set_two_phase_commit(as_folds_do);
-        txn.set_quick_repair(as_folds_do);
+        let txn = self.database.begin_write()?;
         {
             let (mut sessions, mut buckets) = (txn.open_table(SESSIONS)?, txn.open_table(BUCKETS)?);
             for (n, set) in updates {
@@ -287,9 +277,12 @@ impl Engine for InRedb {
     }
 }
 
+/// Which session, the page that is set if any, and whom to tell.
+type Update = (usize, Option<u64>, Sender<()>);
+
 /// Group commit into redb: the clients of `log-limit`, and one redb transaction per batch.
 struct Group {
-    queue: Option<Sender<(usize, Option<u64>, Sender<()>)>>,
+    queue: Option<Sender<Update>>,
     committer: Option<JoinHandle<u64>>,
     counted: AtomicU64,
 }
@@ -302,7 +295,7 @@ impl Group {
         let redb = InRedb::new(&directory, sessions);
         let (queue, queued) = bounded(BATCH_MAX);
         let committer = thread::spawn(move || {
-            let mut batch: Vec<(usize, Option<u64>, Sender<()>)> = Vec::new();
+            let mut batch: Vec<Update> = Vec::new();
             while let Ok(first) = queued.recv() {
                 batch.push(first);
                 batch.extend(queued.try_iter().take(BATCH_MAX - 1));
