@@ -283,6 +283,31 @@ impl Log {
         time: Time,
         batch: &mut Vec<u8>,
     ) -> std::io::Result<()> {
+        let at = self.seal(first, last, time, batch);
+        self.active.file.write(at, batch)
+    }
+
+    /// Writes batches of an earlier epoch again, so that all of them are found afterwards or none:
+    /// the first is written when the others are durable, and without it nothing leads to them. If
+    /// this is cut off, the batches as they were still hold.
+    pub(super) fn append_again(&mut self, batches: Vec<(Header, Vec<u8>)>) -> std::io::Result<()> {
+        let seal = |(header, mut batch): (Header, Vec<u8>)| {
+            let at = self.seal(header.first, header.link.revision, header.time, &mut batch);
+            (at, batch)
+        };
+        let sealed: Vec<_> = batches.into_iter().map(seal).collect();
+        let Some((first, others)) = sealed.split_first() else { return Ok(()) };
+        for (at, batch) in others {
+            self.active.file.write(*at, batch)?;
+        }
+        if !others.is_empty() {
+            self.active.file.sync()?;
+        }
+        self.active.file.write(first.0, &first.1)
+    }
+
+    /// Makes a batch the last one of the chain: where it is to be written.
+    fn seal(&mut self, first: Revision, last: Revision, time: Time, batch: &mut Vec<u8>) -> u64 {
         let mut header = Header {
             epoch: self.epoch,
             first,
@@ -295,10 +320,10 @@ impl Log {
         header.seal(self.store, batch);
         // The rest of the last sector is written too: what lay there is no business of the disk's.
         batch.resize(padded(batch.len()) as usize, 0);
-        self.active.file.write(self.at, batch)?;
-        self.at += batch.len() as u64;
         self.last = header.link;
-        Ok(())
+        let at = self.at;
+        self.at += batch.len() as u64;
+        at
     }
 
     /// Makes everything written so far durable.

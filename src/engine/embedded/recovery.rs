@@ -252,12 +252,9 @@ impl Batches {
     fn rewrite(&self, log: &mut Log) -> Result<(), Error> {
         let durable = log.durable.revision;
         let doubtful = self.chain.iter().filter(|(header, ..)| header.link.revision > durable);
-        for batch in doubtful {
-            let (header, ..) = batch;
-            let mut bytes = self.bytes(batch)?;
-            log.append(header.first, header.link.revision, header.time, &mut bytes)
-                .map_err(Error::storage)?;
-        }
+        let again = doubtful.map(|batch| Ok((batch.0, self.bytes(batch)?)));
+        let again = again.collect::<Result<_, Error>>()?;
+        log.append_again(again).map_err(Error::storage)?;
         match log.is_synced() {
             true => Ok(()),
             false => log.sync().map_err(Error::storage),
