@@ -161,6 +161,28 @@ fn a_store_is_open_once() {
     Store::open(&path).unwrap();
 }
 
+/// Afterwards the directory may be another process's: handles that live on touch nothing in it.
+#[test]
+fn a_store_that_was_closed_leaves_its_directory_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    for _ in 0..3 {
+        let store = Options::new().segment_bytes(64 << 10).open(&path).unwrap();
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        store.transact(|txn| txn.get_or_create(&shop, "ada")?.add("n", 1)).unwrap();
+        let events = store.events();
+        let clone = store.clone();
+        store.close().unwrap();
+        let closed = contents(&path);
+        clone.close().unwrap();
+        drop(shop);
+        assert!(contents(&path) == closed, "a closed store was changed");
+        assert_eq!(events.try_iter().count(), 0);
+        // A log that was filled once is used again.
+        assert!(closed.contains_key("log-0") && closed.contains_key("log-1"));
+    }
+}
+
 /// A crash while a store is made leaves an attempt: the next one begins again, and keeps it aside.
 #[test]
 fn a_creation_that_was_cut_off_begins_again() {

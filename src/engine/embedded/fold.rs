@@ -191,9 +191,9 @@ impl Shared {
             failed = state.sync().is_err();
         }
         let generation = std::mem::take(&mut state.active);
-        let segment = state.log.active.clone();
         let log_bytes = state.log.used();
-        state.freeze_as(generation, log_bytes, vec![segment], true);
+        // Both segments stay for the next open, which need not fill new ones.
+        state.freeze_as(generation, log_bytes, Vec::new(), true);
         drop(state);
         let folded =
             self.fold_frozen().or_else(|_| self.fold_frozen()).and_then(|()| match failed {

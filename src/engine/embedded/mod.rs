@@ -232,7 +232,10 @@ impl Engine for Embedded {
 
     fn close(&self, time: Time) -> Result<(), Error> {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.shared.lock().closing = true;
+        // Only once: afterwards the directory may be somebody else's.
+        if std::mem::replace(&mut self.shared.lock().closing, true) {
+            return Ok(());
+        }
         self.shared.changed.notify_all();
         if let Some(folder) = folder {
             // A panic there is a bug that has been printed already.
