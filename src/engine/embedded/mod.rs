@@ -81,6 +81,17 @@ struct Shared {
     /// What was replayed, if the store was not closed the last time: batches and sessions. Then what
     /// lies in the tables is worth a look.
     replayed: Option<(u64, u64)>,
+    /// How it stood after the last batch: who wants to know need not wait for the disk, which may
+    /// stand still under the lock of the state.
+    levels: Mutex<Levels>,
+}
+
+/// How much lies in the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Levels {
+    log_bytes: u64,
+    dirty_sessions: usize,
+    dirty_bytes: usize,
 }
 
 /// What is not in the tables yet, and where it lies.
@@ -214,15 +225,16 @@ impl Engine for Embedded {
     }
 
     fn gauges(&self) -> Gauges {
-        let state = self.shared.lock();
-        let generations =
-            || state.frozen.iter().map(|frozen| &frozen.generation).chain([&state.active]);
+        let mut levels = self.shared.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(state) = self.shared.state.try_lock() {
+            *levels = state.levels();
+        }
+        let Levels { log_bytes, dirty_sessions, dirty_bytes } = *levels;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Gauges {
-            log_bytes: state.log.used()
-                + state.frozen.iter().map(|frozen| frozen.log_bytes).sum::<u64>(),
-            dirty_sessions: generations().map(|generation| generation.sessions.len()).sum(),
-            dirty_bytes: generations().map(|generation| generation.bytes).sum(),
+            log_bytes,
+            dirty_sessions,
+            dirty_bytes,
             folds: count(&self.shared.folds),
             fold_failures: count(&self.shared.fold_failures),
             recoveries: count(&self.shared.recoveries),
@@ -281,6 +293,7 @@ impl Shared {
         if durable {
             state.sync()?;
         }
+        *self.levels.lock().unwrap_or_else(PoisonError::into_inner) = state.levels();
         Ok(())
     }
 
@@ -375,6 +388,17 @@ impl Shared {
 }
 
 impl State {
+    fn levels(&self) -> Levels {
+        let generations =
+            || self.frozen.iter().map(|frozen| &frozen.generation).chain([&self.active]);
+        let frozen = self.frozen.iter().map(|frozen| frozen.log_bytes);
+        Levels {
+            log_bytes: self.log.used() + frozen.sum::<u64>(),
+            dirty_sessions: generations().map(|generation| generation.sessions.len()).sum(),
+            dirty_bytes: generations().map(|generation| generation.bytes).sum(),
+        }
+    }
+
     fn sync(&mut self) -> Result<(), Failure> {
         if self.failed {
             return Err(Failure::Refused(Error::Closed));

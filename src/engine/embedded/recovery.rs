@@ -158,6 +158,7 @@ pub(super) fn open(
         folds: 0.into(),
         fold_failures: 0.into(),
         recoveries: 0.into(),
+        levels: Mutex::default(),
         replayed: (!clean).then_some((batches.chain.len() as u64, changed)),
     };
     Ok((shared, recovered))
