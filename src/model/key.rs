@@ -1,7 +1,9 @@
 //! What a container files a session under.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -19,23 +21,37 @@ use sha2::{Digest, Sha256};
 /// assert_eq!(key.as_bytes(), b"ada");
 /// assert!(!format!("{key:?}").contains("ada"));
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Arc<[u8]>);
+#[derive(Clone)]
+pub struct Key(Bytes);
+
+/// Most keys are hashes. They lie where the key lies, so that comparing two of them, which every
+/// look into a map does, follows no pointer, and a clone counts nothing.
+#[derive(Clone)]
+enum Bytes {
+    Short { len: u8, bytes: [u8; SHORT_MAX] },
+    Long(Arc<[u8]>),
+}
+
+const SHORT_MAX: usize = 32;
 
 impl Key {
     /// The bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Long(bytes) => bytes,
+        }
     }
 
     /// Eight hex digits by which people may tell sessions apart in logs and errors: the first of a
     /// key that is a hash already (32 bytes that are no text), the first of the SHA-256 of any
     /// other.
     pub fn fingerprint(&self) -> String {
-        let is_hash = self.0.len() == 32 && std::str::from_utf8(&self.0).is_err();
+        let bytes = self.as_bytes();
+        let is_hash = bytes.len() == 32 && std::str::from_utf8(bytes).is_err();
         let head: [u8; 4] = match is_hash {
-            true => self.0[..4].try_into(),
-            false => Sha256::digest(&self.0)[..4].try_into(),
+            true => bytes[..4].try_into(),
+            false => Sha256::digest(bytes)[..4].try_into(),
         }
         .expect("four bytes were cut out");
         format!("{:08x}", u32::from_be_bytes(head))
@@ -48,51 +64,84 @@ impl fmt::Debug for Key {
     }
 }
 
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
 impl From<&[u8]> for Key {
-    fn from(bytes: &[u8]) -> Self {
-        Key(bytes.into())
+    fn from(key: &[u8]) -> Self {
+        let mut bytes = [0; SHORT_MAX];
+        Key(match bytes.get_mut(..key.len()) {
+            Some(short) => {
+                short.copy_from_slice(key);
+                Bytes::Short { len: key.len() as u8, bytes }
+            }
+            None => Bytes::Long(key.into()),
+        })
     }
 }
 
 impl<const N: usize> From<&[u8; N]> for Key {
     fn from(bytes: &[u8; N]) -> Self {
-        Key(bytes.as_slice().into())
+        bytes.as_slice().into()
     }
 }
 
 impl From<Vec<u8>> for Key {
     fn from(bytes: Vec<u8>) -> Self {
-        Key(bytes.into())
+        bytes.as_slice().into()
     }
 }
 
 impl From<[u8; 32]> for Key {
     fn from(bytes: [u8; 32]) -> Self {
-        Key(bytes.into())
+        bytes.as_slice().into()
     }
 }
 
 impl From<&str> for Key {
     fn from(text: &str) -> Self {
-        Key(text.as_bytes().into())
+        text.as_bytes().into()
     }
 }
 
 impl From<String> for Key {
     fn from(text: String) -> Self {
-        Key(text.into_bytes().into())
+        text.as_bytes().into()
     }
 }
 
 impl From<&String> for Key {
     fn from(text: &String) -> Self {
-        Key(text.as_bytes().into())
+        text.as_bytes().into()
     }
 }
 

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
 
 use crate::engine::{Batch, Engine, Failure, Taken};
 use crate::error::{ConflictReason, Error};
@@ -53,6 +53,7 @@ use crate::store::listeners::{EndBatch, EndReason};
 use crate::store::outcome::{Reply, Report};
 use crate::store::round::Round;
 use crate::store::stats::Counters;
+use crate::threads;
 
 /// Something for the committer to do.
 pub(crate) struct Request {
@@ -150,6 +151,9 @@ const BATCH_MAX: usize = 1_024;
 /// for each other's batch (measured: 1.3 to 1.6 times the commits at eight clients).
 const GATHER: Duration = Duration::from_micros(60);
 
+/// How many clients the committer wakes itself.
+const ANSWERED_HERE_MAX: usize = 12;
+
 /// How long to wait between two attempts to go on after a failure: at first, and at most.
 const RECOVER_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
 
@@ -164,12 +168,23 @@ struct Committer<'a> {
     last: usize,
     /// When what is written and not synced must be.
     sync_by: Option<Duration>,
+    /// Wakes many clients, while the next batch is made.
+    answers: Sender<Verdicts>,
 }
+
+/// Clients, and what they are told.
+type Verdicts = Vec<(Reply, Result<Report, Error>)>;
 
 /// Runs until the queue is closed and empty.
 pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
     let stopwatch = SystemClock::new();
-    let mut committer = Committer { core, engine, queue, stopwatch, last: 1, sync_by: None };
+    let (answers, answering) = bounded::<Verdicts>(1);
+    let waker = threads::spawn("answer", move || {
+        let verdicts = answering.into_iter().flatten();
+        verdicts.for_each(|(reply, verdict)| reply.send(verdict));
+    });
+    let mut committer =
+        Committer { core, engine, queue, stopwatch, last: 1, sync_by: None, answers };
     let mut requests = VecDeque::new();
     while committer.gather(&mut requests) {
         core.there_is_room();
@@ -180,6 +195,11 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
     }
     if committer.sync_by.is_some() {
         committer.sync();
+    }
+    drop(committer);
+    if let Ok(waker) = waker {
+        // A panic there is a bug that has been printed already.
+        let _ = waker.join();
     }
 }
 
@@ -239,7 +259,7 @@ impl Committer<'_> {
         }
         let Round { now, commits, ended, started, revision, made, durability, .. } = round;
         if commits.is_empty() {
-            return answer(core, verdicts);
+            return self.answer(verdicts);
         }
         commits.iter().for_each(|commit| core.versions.stage(commit));
         let count = commits.len();
@@ -261,7 +281,7 @@ impl Committer<'_> {
                     }
                 }
                 effects.publish(core, revision);
-                answer(core, verdicts);
+                self.answer(verdicts);
             }
             Err(Failure::Refused(error)) => {
                 core.versions.unstage(core.snapshots.published());
@@ -281,6 +301,33 @@ impl Committer<'_> {
                 self.recover(&error, Some(effects));
             }
         }
+    }
+
+    /// Tells clients what became of their requests. To wake a thread takes longer than to judge what
+    /// it wants, so where there are many, another thread does it.
+    fn answer(&self, verdicts: Verdicts) {
+        for (_, verdict) in &verdicts {
+            match verdict {
+                Ok(report) => Counters::add(&self.core.counters.merges, report.merged.len()),
+                Err(Error::Conflict(conflict)) => {
+                    Counters::add(&self.core.counters.conflicts, 1);
+                    if let ConflictReason::Resolver { name, trouble } = &conflict.reason {
+                        let (resolver, trouble) = (name.clone(), *trouble);
+                        self.core.event(&Event::ResolverFailed { resolver, trouble });
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        let here = match verdicts.len() <= ANSWERED_HERE_MAX {
+            true => verdicts,
+            // It may be gone, or not have come: then there is only this thread.
+            false => match self.answers.send(verdicts) {
+                Ok(()) => return,
+                Err(SendError(verdicts)) => verdicts,
+            },
+        };
+        here.into_iter().for_each(|(reply, verdict)| reply.send(verdict));
     }
 
     /// After a failure that leaves unknown what is durable: finds out, as soon as the storage lets
@@ -362,21 +409,4 @@ fn caught(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         let reason = "it panicked during a commit".to_owned();
         Err(Failure::Unknown(Error::Corrupt { table: "engine", reason }))
     })
-}
-
-fn answer(core: &Core, verdicts: Vec<(Reply, Result<Report, Error>)>) {
-    for (reply, verdict) in verdicts {
-        match &verdict {
-            Ok(report) => Counters::add(&core.counters.merges, report.merged.len()),
-            Err(Error::Conflict(conflict)) => {
-                Counters::add(&core.counters.conflicts, 1);
-                if let ConflictReason::Resolver { name, trouble } = &conflict.reason {
-                    let (resolver, trouble) = (name.clone(), *trouble);
-                    core.event(&Event::ResolverFailed { resolver, trouble });
-                }
-            }
-            Err(_) => {}
-        }
-        reply.send(verdict);
-    }
 }
