@@ -51,7 +51,7 @@ impl Commit {
         let session = |change: &SessionChange| {
             let size = change.after.as_ref().map_or(Size::default(), |record| record.size());
             let removed = change.before.as_ref().map_or(0, |record| match change.after {
-                Some(_) => record.attributes.keys().map(|name| name.len() + 8).sum(),
+                Some(_) => record.size().bytes,
                 None => 0,
             });
             128 + change.place.1.as_bytes().len() + size.bytes + 24 * size.attributes + removed
@@ -212,7 +212,8 @@ mod tests {
     use super::embedded::{Embedded, Mode, Settings};
     use super::memory::Memory;
     use super::*;
-    use crate::model::session::{Attributes, SessionId};
+    use crate::model::attributes::Attributes;
+    use crate::model::session::SessionId;
 
     /// One session of one container is put into a bucket, or ended.
     type Put = (u32, u8, Option<u64>);

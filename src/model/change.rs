@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::attributes::{Attribute, Attributes};
 use crate::model::clock::Time;
-use crate::model::session::{Attribute, Attributes, Name, Revision, Size};
+use crate::model::session::{Name, Revision, Size};
 use crate::model::value::{Op, Value};
 
 /// Which attributes of one session a transaction has read.
@@ -102,11 +103,14 @@ impl Changes {
 
     /// What the session would weigh if nobody else changed it.
     pub(crate) fn size(&self, base: &Attributes) -> Size {
-        let written = self.writes.keys();
-        let written = written.filter_map(|name| Some(Size::of(name, &self.value(base, name)?)));
-        let is_kept = |name: &Name| self.clear.is_none() && !self.writes.contains_key(name);
-        let kept = base.iter().filter(|(name, _)| is_kept(name));
-        written.chain(kept.map(|(name, kept)| Size::of(name, &kept.value))).sum()
+        let written = self.writes.keys().map(|name| (name, self.value(base, name)));
+        match self.clear {
+            Some(_) => written.filter_map(|(name, value)| Some(Size::of(name, &value?))).sum(),
+            None => written.fold(base.size(), |size, (name, value)| {
+                let before = base.get(name).map(|before| Size::of(name, &before.value));
+                size.changed(before, value.map(|value| Size::of(name, &value)))
+            }),
+        }
     }
 
     /// Takes a write back, to what it was before.
@@ -122,36 +126,34 @@ impl Changes {
     pub(crate) fn value(&self, base: &Attributes, name: &str) -> Option<Value> {
         let stored = match self.clear {
             Some(_) => None,
-            None => base.get(name).map(|a| &a.value),
+            None => base.get(name).map(|attribute| attribute.value),
         };
         match self.writes.get(name) {
             Some(write) => write.apply(stored),
-            None => stored.cloned(),
+            None => stored,
         }
     }
 
     /// All that the transaction sees: `base`, with its own writes at this revision.
     pub(crate) fn apply(&self, base: &Attributes, revision: Revision) -> Attributes {
-        let mut attributes = match self.clear {
+        let base = match self.clear {
             Some(_) => Attributes::new(),
             None => base.clone(),
         };
-        for (name, write) in &self.writes {
-            match write.apply(attributes.get(name).map(|a| &a.value)) {
-                Some(value) => attributes.insert(Arc::clone(name), Attribute { value, revision }),
-                None => attributes.remove(name),
-            };
-        }
-        attributes
+        let edit = |(name, write): (&Name, &Write)| {
+            let value = write.apply(base.get(name).map(|attribute| attribute.value));
+            (Arc::clone(name), value.map(|value| Attribute { value, revision }))
+        };
+        base.edited(&self.writes.iter().map(edit).collect())
     }
 }
 
 impl Write {
     /// What this write makes of what is stored. A merging write that fits it no more leaves it.
-    fn apply(&self, stored: Option<&Value>) -> Option<Value> {
+    fn apply(&self, stored: Option<Value>) -> Option<Value> {
         match self {
             Write::Put { value, .. } => value.clone(),
-            Write::Merge(ops) => merge_all(ops, stored).unwrap_or_else(|| stored.cloned()),
+            Write::Merge(ops) => merge_all(ops, stored.as_ref()).unwrap_or(stored),
         }
     }
 }

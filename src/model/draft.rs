@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::model::attributes::Attributes;
 use crate::model::change::{Changes, Reads};
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
-use crate::model::session::{Attributes, Name, Record, Revision, SessionId};
+use crate::model::session::{Name, Record, Revision, SessionId};
 use crate::model::timeslice::{self, Touch};
 use crate::model::value::Value;
 
@@ -106,7 +107,7 @@ impl Life {
 
     /// Reads which attributes there are.
     pub(crate) fn read_names(&mut self) -> BTreeSet<Name> {
-        self.read_all().into_keys().collect()
+        self.read_all().names().map(Name::from).collect()
     }
 
     /// Reads all attributes.

@@ -28,10 +28,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ConflictReason, Error};
+use crate::model::attributes::{Attribute, Attributes, Edits};
 use crate::model::change::{Changes, Write, merge_all};
 use crate::model::clock::Time;
 use crate::model::policy::{Policy, Rule};
-use crate::model::session::{Attribute, Attributes, Name, Record, Revision};
+use crate::model::session::{Name, Record, Revision};
 use crate::model::value::{self, Value};
 
 /// The three states of one attribute, for a resolver. Absent is `None`.
@@ -71,13 +72,13 @@ impl SessionState<'_> {
     }
 
     /// The encoded value of an attribute.
-    pub fn value(&self, name: &str) -> Option<&Value> {
-        self.0.attributes.get(name).map(|a| &a.value)
+    pub fn value(&self, name: &str) -> Option<Value> {
+        self.0.attributes.get(name).map(|attribute| attribute.value)
     }
 
     /// The names of the attributes, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.attributes.keys().map(|name| &**name)
+        self.0.attributes.names()
     }
 
     /// When the session was created.
@@ -208,10 +209,10 @@ pub(crate) fn merge(
     revision: Revision,
 ) -> Result<Merged, Refusal> {
     let changed = |name: &str| version(stored, name) != version(base, name);
-    let names = base.attributes.keys().chain(stored.attributes.keys());
     if changes.is_empty() {
         return Ok(Merged { record: stored.clone(), names: Vec::new() });
     }
+    let names = || base.attributes.names().chain(stored.attributes.names());
 
     let mut record = stored.clone();
     record.revision = revision;
@@ -226,7 +227,7 @@ pub(crate) fn merge(
             };
             let differs = |state: &Record| {
                 state.last_modified != base.last_modified
-                    || !values(&state.attributes).eq(values(&base.attributes))
+                    || !state.attributes.values().eq(base.attributes.values())
             };
             record.attributes = match (differs(stored), differs(&proposed)) {
                 (true, true) => ask_session(resolver, rules, base, stored, &proposed, revision)?,
@@ -235,7 +236,8 @@ pub(crate) fn merge(
             };
         }
         None => {
-            let put = |name: &Name, mine: Option<&Value>, checked| {
+            let mut edits = Edits::new();
+            let put = |name: &str, mine: Option<&Value>, checked| {
                 if !changed(name) {
                     return Ok(mine.cloned().map(stamp));
                 }
@@ -244,10 +246,10 @@ pub(crate) fn merge(
             if let Some(reads) = &changes.clear {
                 // A clear is a removal of every attribute that is stored and not set again.
                 let set =
-                    |name: &&Name| matches!(changes.writes.get(*name), Some(Write::Put { .. }));
-                for name in names.clone().filter(|name| !set(name)) {
+                    |name: &&str| matches!(changes.writes.get(*name), Some(Write::Put { .. }));
+                for name in names().filter(|name| !set(name)) {
                     let left = put(name, None, reads.contains(name))?;
-                    replace(&mut record.attributes, name, left);
+                    edits.insert(name.into(), left);
                 }
             }
             for (name, write) in &changes.writes {
@@ -258,24 +260,27 @@ pub(crate) fn merge(
                         put(name, value.as_ref(), checked)?
                     }
                     Write::Merge(ops) => {
-                        let current = record.attributes.get(name);
-                        let value = merge_all(ops, current.map(|a| &a.value)).ok_or_else(|| {
+                        let cleared = edits.get(name).cloned();
+                        let current = cleared.unwrap_or_else(|| stored.attributes.get(name));
+                        let before = current.as_ref().map(|attribute| &attribute.value);
+                        let value = merge_all(ops, before).ok_or_else(|| {
                             Refusal::Conflict(ConflictReason::Attribute(name.to_string()))
                         })?;
                         // What makes no difference is no write: it must not make others conflict.
                         match current {
-                            Some(same) if value.as_ref() == Some(&same.value) => Some(same.clone()),
+                            Some(same) if value.as_ref() == Some(&same.value) => Some(same),
                             _ => value.map(stamp),
                         }
                     }
                 };
-                replace(&mut record.attributes, name, left);
+                edits.insert(Arc::clone(name), left);
             }
+            record.attributes = stored.attributes.edited(&edits);
         }
     }
     rules.policy.check_size(stored.size(), record.size()).map_err(Refusal::Limit)?;
 
-    let names = match names.clone().any(|name| changed(name)) {
+    let names = match names().any(changed) {
         true => written(base, stored, changes),
         false => Vec::new(),
     };
@@ -284,7 +289,7 @@ pub(crate) fn merge(
 
 /// A plain write of an attribute that somebody else has written meanwhile: what its rule says.
 fn by_rule(
-    name: &Name,
+    name: &str,
     base: &Record,
     stored: &Record,
     mine: Option<&Value>,
@@ -292,15 +297,15 @@ fn by_rule(
     rules: Rules<'_>,
     revision: Revision,
 ) -> Result<Option<Attribute>, Refusal> {
-    let base = base.attributes.get(name).map(|a| &a.value);
-    let kept = stored.attributes.get(name);
-    let stored = kept.map(|a| &a.value);
+    let (before, kept) = (base.attributes.get(name), stored.attributes.get(name));
+    let base = before.as_ref().map(|attribute| &attribute.value);
+    let stored = kept.as_ref().map(|attribute| &attribute.value);
     let stamp = |value: Value| Attribute { value, revision };
     let conflict = || Refusal::Conflict(ConflictReason::Attribute(name.to_string()));
     match rules.policy.rule_of(name) {
         Rule::Checked if checked => Err(conflict()),
         Rule::Checked | Rule::LastWriter => Ok(mine.cloned().map(stamp)),
-        Rule::FirstWriter => Ok(kept.cloned()),
+        Rule::FirstWriter => Ok(kept),
         Rule::Reject => Err(conflict()),
         Rule::Resolver(resolver) => {
             let refuse = |trouble| no_answer(resolver, trouble);
@@ -310,7 +315,7 @@ fn by_rule(
             match call(resolver, || resolve(&states))? {
                 Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
                 Resolution::Base => Ok(base.cloned().map(stamp)),
-                Resolution::Stored => Ok(kept.cloned()),
+                Resolution::Stored => Ok(kept),
                 Resolution::Proposed => Ok(mine.cloned().map(stamp)),
                 Resolution::New(value) => Ok(value.map(stamp)),
             }
@@ -366,9 +371,7 @@ fn ask_session(
         None => return Err(refuse(ResolverTrouble::Missing)),
     };
     let restamp = |state: &Record| {
-        let stamped = |(name, a): (&Name, &Attribute)| {
-            (Arc::clone(name), Attribute { value: a.value.clone(), revision })
-        };
+        let stamped = |(name, was): (&str, Attribute)| (name.into(), Attribute { revision, ..was });
         state.attributes.iter().map(stamped).collect()
     };
     match answer {
@@ -398,28 +401,17 @@ fn no_answer(resolver: &str, trouble: ResolverTrouble) -> Refusal {
 
 /// The revision that wrote an attribute, or its absence.
 fn version(record: &Record, name: &str) -> Option<Revision> {
-    record.attributes.get(name).map(|a| a.revision)
-}
-
-fn values(attributes: &Attributes) -> impl Iterator<Item = (&Name, &Value)> {
-    attributes.iter().map(|(name, a)| (name, &a.value))
+    record.attributes.revision(name)
 }
 
 /// The names that `changes` writes, those of a clear included.
 fn written(base: &Record, stored: &Record, changes: &Changes) -> Vec<Name> {
-    let cleared =
-        changes.clear.iter().flat_map(|_| base.attributes.keys().chain(stored.attributes.keys()));
-    let mut names: Vec<Name> = changes.writes.keys().chain(cleared).cloned().collect();
+    let all = || base.attributes.names().chain(stored.attributes.names()).map(Name::from);
+    let cleared = changes.clear.iter().flat_map(|_| all());
+    let mut names: Vec<Name> = changes.writes.keys().cloned().chain(cleared).collect();
     names.sort();
     names.dedup();
     names
-}
-
-fn replace(attributes: &mut Attributes, name: &Name, attribute: Option<Attribute>) {
-    match attribute {
-        Some(attribute) => attributes.insert(Arc::clone(name), attribute),
-        None => attributes.remove(name),
-    };
 }
 
 #[cfg(test)]

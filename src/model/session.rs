@@ -1,10 +1,10 @@
 //! A session as it is stored: named values, each with the revision that wrote it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::Sum;
 use std::sync::Arc;
 
+use crate::model::attributes::Attributes;
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
 use crate::model::timeslice::{self, Touch};
@@ -67,15 +67,6 @@ impl fmt::Debug for SessionId {
 /// The name of an attribute, shared by every version of the session that has it.
 pub(crate) type Name = Arc<str>;
 
-/// One named value, and the revision that last wrote it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Attribute {
-    pub value: Value,
-    pub revision: Revision,
-}
-
-pub(crate) type Attributes = BTreeMap<Name, Attribute>;
-
 /// One session as one commit left it. Shared and never changed: a change makes another.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Record {
@@ -113,16 +104,13 @@ impl Record {
 
     /// About what it takes up in memory.
     pub(crate) fn weight(&self) -> usize {
-        // Of the record, of an attribute's place in it, and of their allocations.
-        const RECORD: usize = 160;
-        const ATTRIBUTE: usize = 96;
-        let size = self.size();
-        RECORD + size.bytes + ATTRIBUTE * size.attributes
+        const RECORD: usize = 176; // with both allocations
+        RECORD + self.attributes.as_bytes().len()
     }
 
     /// What the session weighs against its limits.
     pub(crate) fn size(&self) -> Size {
-        self.attributes.iter().map(|(name, a)| Size::of(name, &a.value)).sum()
+        self.attributes.size()
     }
 }
 
@@ -138,6 +126,17 @@ impl Size {
     /// The weight of one attribute.
     pub(crate) fn of(name: &str, value: &Value) -> Self {
         Size { attributes: 1, bytes: name.len() + value.as_bytes().len() }
+    }
+}
+
+impl Size {
+    /// The weight with one attribute changed.
+    pub(crate) fn changed(self, before: Option<Size>, after: Option<Size>) -> Self {
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        Size {
+            attributes: self.attributes + after.attributes - before.attributes,
+            bytes: self.bytes + after.bytes - before.bytes,
+        }
     }
 }
 

@@ -76,7 +76,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::session::{Attributes, Revision, SessionId};
+    use crate::model::attributes::Attributes;
+    use crate::model::session::{Revision, SessionId};
 
     fn record(now: Time, policy: &Policy) -> Record {
         let mut record = Record {

@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -22,23 +23,29 @@ use serde::de::DeserializeOwned;
 /// assert_eq!(value.to::<Vec<String>>(), Some(vec!["apple".to_owned(), "pear".to_owned()]));
 /// assert_eq!(value.to::<u64>(), None);
 /// ```
-#[derive(Clone, PartialEq, Eq)]
-pub struct Value(Arc<[u8]>);
+#[derive(Clone)]
+pub struct Value {
+    /// Its own bytes, or those of the session that it is part of.
+    block: Arc<[u8]>,
+    start: u32,
+    end: u32,
+}
 
 impl Value {
     /// Encodes a value; `None` if its `Serialize` fails.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Option<Self> {
-        Some(Value(rmp_serde::to_vec_named(value).ok()?.into()))
+        let bytes = rmp_serde::to_vec_named(value).ok()?;
+        u32::try_from(bytes.len()).is_ok().then(|| Value::whole(bytes))
     }
 
     /// Decodes the value; `None` if it is no `T`.
     pub fn to<T: DeserializeOwned>(&self) -> Option<T> {
-        rmp_serde::from_slice(&self.0).ok()
+        rmp_serde::from_slice(self.as_bytes()).ok()
     }
 
     /// The encoded bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.block[self.start as usize..self.end as usize]
     }
 
     /// What the value is, for people: `"a string"`, `"a map"`.
@@ -58,17 +65,29 @@ impl Value {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
-        Value(bytes.into())
+        Value::whole(bytes)
+    }
+
+    /// A value that lies within other bytes, and shares them.
+    pub(crate) fn part(block: Arc<[u8]>, range: Range<usize>) -> Self {
+        let number = |n: usize| u32::try_from(n).expect("a session has far less than 4 GiB");
+        Value { block, start: number(range.start), end: number(range.end) }
+    }
+
+    fn whole(bytes: impl Into<Arc<[u8]>>) -> Self {
+        let block = bytes.into();
+        let all = 0..block.len();
+        Value::part(block, all)
     }
 
     fn decode(&self) -> Option<rmpv::Value> {
-        rmpv::decode::read_value_with_max_depth(&mut &*self.0, DEPTH_MAX).ok()
+        rmpv::decode::read_value_with_max_depth(&mut self.as_bytes(), DEPTH_MAX).ok()
     }
 
     fn encode(value: &rmpv::Value) -> Self {
         let mut bytes = Vec::new();
         rmpv::encode::write_value(&mut bytes, value).expect("a Vec takes every byte");
-        Value(bytes.into())
+        Value::whole(bytes)
     }
 
     fn number(&self) -> Option<Number> {
@@ -96,12 +115,20 @@ impl Value {
     }
 }
 
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Value {}
+
 /// Deeper nesting than this is taken for hostile; rmp-serde has the same limit.
 const DEPTH_MAX: usize = 1_024;
 
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Value({}, {} bytes)", self.kind(), self.0.len())
+        write!(f, "Value({}, {} bytes)", self.kind(), self.as_bytes().len())
     }
 }
 
@@ -267,7 +294,7 @@ pub(crate) fn append(
 pub(crate) fn extreme(a: &Value, b: &Value, wanted: Ordering) -> Option<Value> {
     let order = compare(b, a)?;
     // Equal numbers may be written differently (1 and 1.0): the bytes decide, in either order.
-    let order = order.then_with(|| b.0.cmp(&a.0));
+    let order = order.then_with(|| b.as_bytes().cmp(a.as_bytes()));
     Some(if order == wanted { b.clone() } else { a.clone() })
 }
 
@@ -293,7 +320,7 @@ fn set(mut items: Vec<Value>) -> Value {
 }
 
 fn canonical(items: &mut Vec<Value>) {
-    items.sort_by(|a, b| a.0.cmp(&b.0));
+    items.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     items.dedup();
 }
 

@@ -89,8 +89,8 @@ impl EndedSession {
     }
 
     /// Its attributes, in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.record.attributes.iter().map(|(name, attribute)| (&**name, &attribute.value))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Value)> {
+        self.record.attributes.iter().map(|(name, attribute)| (name, attribute.value))
     }
 }
 

@@ -14,11 +14,12 @@ use twox_hash::XxHash3_64;
 use super::generation::Dated;
 use crate::engine::{Commit, SessionChange};
 use crate::error::Error;
+use crate::model::attributes::{Attribute, Attributes};
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy, Rule};
-use crate::model::session::{Attribute, Name, Record, Revision, SessionId};
+use crate::model::session::{Record, Revision, SessionId};
 use crate::model::value::Value;
 
 /// No record may claim to be larger, whatever its length fields say.
@@ -36,7 +37,8 @@ struct SessionBytes<'a> {
     revision: u64,
     created: u64,
     times: TimesBytes,
-    attributes: Vec<AttributeBytes<'a>>,
+    /// As they lie in memory: see `model/attributes.rs`.
+    attributes: &'a [u8],
 }
 
 /// What a touch may change.
@@ -147,15 +149,9 @@ impl TimesBytes {
     }
 }
 
-impl<'a> AttributeBytes<'a> {
-    fn of((name, attribute): (&'a Name, &'a Attribute)) -> Self {
-        let (revision, value) = (attribute.revision.0, attribute.value.as_bytes());
-        AttributeBytes { name, revision, value }
-    }
-
-    fn attribute(&self) -> (Name, Attribute) {
-        let (value, revision) = (Value::from_bytes(self.value), Revision(self.revision));
-        (self.name.into(), Attribute { value, revision })
+impl AttributeBytes<'_> {
+    fn attribute(&self) -> Attribute {
+        Attribute { value: Value::from_bytes(self.value), revision: Revision(self.revision) }
     }
 }
 
@@ -166,11 +162,13 @@ impl<'a> SessionBytes<'a> {
             revision: record.revision.0,
             created: record.created.as_micros(),
             times: TimesBytes::of(record),
-            attributes: record.attributes.iter().map(AttributeBytes::of).collect(),
+            attributes: record.attributes.as_bytes(),
         }
     }
 
-    fn record(&self) -> Record {
+    fn record(&self, table: &'static str) -> Result<Record, Error> {
+        let attributes = Attributes::from_bytes(self.attributes)
+            .ok_or_else(|| corrupt(table, "attributes cannot be decoded"))?;
         let mut record = Record {
             id: SessionId(self.id),
             revision: Revision(self.revision),
@@ -179,10 +177,10 @@ impl<'a> SessionBytes<'a> {
             last_modified: None,
             slice_end: Time::default(),
             bucket: 0,
-            attributes: self.attributes.iter().map(AttributeBytes::attribute).collect(),
+            attributes,
         };
         self.times.set(&mut record);
-        record
+        Ok(record)
     }
 }
 
@@ -201,18 +199,19 @@ fn entry(change: &SessionChange) -> EntryBytes<'_> {
     let (container, key) = (change.place.0.0, change.place.1.as_bytes());
     match (&change.before, &change.after) {
         (Some(before), Some(after)) if before.id == after.id => {
-            let is_set = |(name, attribute): &(&Name, &Attribute)| {
-                before.attributes.get(*name) != Some(*attribute)
+            let (set, removed) = after.attributes.changed_since(&before.attributes);
+            let bytes = |(name, revision, value): (_, Revision, _)| AttributeBytes {
+                name,
+                revision: revision.0,
+                value,
             };
-            let removed =
-                before.attributes.keys().filter(|&name| !after.attributes.contains_key(name));
             EntryBytes::Change {
                 container,
                 key,
                 id: after.id.0,
                 times: TimesBytes::of(after),
-                set: after.attributes.iter().filter(is_set).map(AttributeBytes::of).collect(),
-                removed: removed.map(|name| &**name).collect(),
+                set: set.into_iter().map(bytes).collect(),
+                removed,
             }
         }
         (_, Some(after)) => EntryBytes::Put { container, key, session: SessionBytes::of(after) },
@@ -240,14 +239,15 @@ pub(super) fn replay(mut body: &[u8], replay: &mut impl Replay) -> Result<(), Er
             }
             let stored = stored.and_then(|(_, record)| record).filter(|record| record.id == id);
             let record = match (entry, stored) {
-                (EntryBytes::Put { session, .. }, _) => Some(Arc::new(session.record())),
+                (EntryBytes::Put { session, .. }, _) => Some(Arc::new(session.record("log")?)),
                 (EntryBytes::End { .. }, _) => None,
                 (EntryBytes::Change { times, set, removed, .. }, Some(stored)) => {
                     let mut record = Record::clone(&stored);
                     record.revision = revision;
                     times.set(&mut record);
-                    record.attributes.retain(|name, _| !removed.contains(&&**name));
-                    record.attributes.extend(set.iter().map(AttributeBytes::attribute));
+                    let set = set.iter().map(|set| (set.name.into(), Some(set.attribute())));
+                    let removed = removed.iter().map(|name| ((*name).into(), None));
+                    record.attributes = record.attributes.edited(&removed.chain(set).collect());
                     Some(Arc::new(record))
                 }
                 // Its end is in the tables already, or it is missing there.
@@ -307,7 +307,7 @@ pub(super) fn decode_session(
     let (session, read): (SessionBytes<'_>, usize) =
         bincode::borrow_decode_from_slice(body, format())
             .map_err(|_| corrupt("sessions", "a row cannot be decoded"))?;
-    let record = session.record();
+    let record = session.record("sessions")?;
     match read == body.len() && record.bucket == u64::from_le_bytes(*bucket) {
         true => Ok(record),
         false => Err(corrupt("sessions", "a row contradicts itself")),
@@ -570,7 +570,8 @@ mod tests {
                     if let (Some(before), 0..3) = (&before, at % 4) {
                         record.id = before.id;
                         record.created = before.created;
-                        record.attributes.extend(before.attributes.clone().into_iter().skip(1));
+                        let kept = before.attributes.iter().skip(1).map(|(n, a)| (n.into(), Some(a)));
+                        record.attributes = record.attributes.edited(&kept.collect());
                     }
                     Arc::new(record)
                 });
