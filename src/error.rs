@@ -326,8 +326,8 @@ pub enum LimitKind {
     Attributes,
     /// `key_bytes_max`: bytes of a key.
     KeyBytes,
-    /// Bytes of everything that one transaction leaves behind: it must fit into a segment of the
-    /// commit log. See [`Options::segment_bytes`](crate::Options::segment_bytes).
+    /// Bytes of everything that one transaction leaves behind: it must fit into half a segment of
+    /// the commit log. See [`Options::segment_bytes`](crate::Options::segment_bytes).
     TransactionBytes,
 }
 

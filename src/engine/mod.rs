@@ -147,7 +147,7 @@ pub(crate) trait Engine: Send + Sync {
     /// Whether a commit of an epoch is durable; `None` if nobody knows, yet or any more.
     fn is_durable(&self, epoch: u64, revision: Revision) -> Option<bool>;
 
-    /// The greatest [weight](Commit::weight) of a batch.
+    /// The greatest [weight](Commit::weight) of a commit; a batch may have twice as much.
     fn weight_max(&self) -> usize;
 
     /// Whether there is room for ends only.

@@ -55,6 +55,15 @@ impl Attributes {
         self.0.as_ref().map_or(0, |block| number(block, 0))
     }
 
+    /// Whether both are one and the same, not only equal.
+    pub(crate) fn is(&self, other: &Attributes) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// The encoded attributes.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()

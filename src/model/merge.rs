@@ -208,7 +208,9 @@ pub(crate) fn merge(
     rules: Rules<'_>,
     revision: Revision,
 ) -> Result<Merged, Refusal> {
-    let changed = |name: &str| version(stored, name) != version(base, name);
+    // Mostly nobody else was there, and that is seen at a glance.
+    let alone = base.attributes.is(&stored.attributes);
+    let changed = |name: &str| !alone && version(stored, name) != version(base, name);
     if changes.is_empty() {
         return Ok(Merged { record: stored.clone(), names: Vec::new() });
     }
@@ -280,7 +282,7 @@ pub(crate) fn merge(
     }
     rules.policy.check_size(stored.size(), record.size()).map_err(Refusal::Limit)?;
 
-    let names = match names().any(changed) {
+    let names = match !alone && names().any(changed) {
         true => written(base, stored, changes),
         false => Vec::new(),
     };

@@ -253,7 +253,7 @@ impl Committer<'_> {
         let mut verdicts = Vec::with_capacity(requests.len());
         while let Some(Request { work, reply }) = requests.pop_front() {
             verdicts.push((reply, round.judge(work)));
-            if round.weight > round.weight_max / 2 {
+            if round.weight > round.weight_max {
                 break;
             }
         }

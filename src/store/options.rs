@@ -190,7 +190,7 @@ impl Options {
 
     /// The size of each of the two segments of the commit log, in bytes: 4 KiB to 1 GiB, a multiple of
     /// 512. Default: 64 MiB. A larger log means fewer writes for sessions that are changed often, and
-    /// more to replay after a crash. No transaction may leave behind more than fits into one.
+    /// more to replay after a crash. No transaction may leave behind more than fits into half of one.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes.clamp(4 << 10, 1 << 30).next_multiple_of(512);
         self

@@ -305,7 +305,16 @@ impl Versions {
         // As long as this is held the view stays the newest, so what is read is not outdated: a commit
         // that has changed the session since is here, because no view holds it.
         let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
-        let stored = checkpoint.0.read(place)?;
+        let stored = match checkpoint.0.read(place) {
+            Ok(stored) => stored,
+            Err(error) => {
+                // The view may have ended just now, and a newer one be there.
+                let view = Arc::clone(&checkpoint.0);
+                drop(checkpoint);
+                let newer = self.view();
+                return if Arc::ptr_eq(&view, &newer) { Err(error) } else { newer.read(place) };
+            }
+        };
         let mut shard = self.shard(place);
         if let Some(session) =
             shard.sessions.get(place).and_then(|resident| choose(&resident.history))

@@ -36,8 +36,9 @@ impl Shared {
         }
         loop {
             // Trouble has been told of; the next attempt is as good as any.
-            let _ = self.fold_frozen().and_then(|()| self.provide());
-            self.provide_reserve();
+            if self.fold_frozen().and_then(|()| self.provide()).is_ok() {
+                self.provide_reserve();
+            }
             let state = self.lock();
             if state.closing {
                 return;
@@ -77,8 +78,8 @@ impl Shared {
 
     fn fold_one(&self, frozen: &Frozen) -> Result<(), Error> {
         let generation = &frozen.generation;
-        if self.lock().stalled {
-            self.tables.reopen()?;
+        if self.tables.is_closed() {
+            self.reopen()?;
         }
         self.tables.fold(&generation.sorted(), generation.containers.values(), |meta| {
             meta.folded = meta.folded.max(generation.last.0);
@@ -125,8 +126,13 @@ impl Shared {
         // Those who wait for room are told.
         self.changed.notify_all();
         // redb answers nothing more after a failure.
-        let _ = self.tables.reopen().and_then(|()| self.checkpoint());
+        let _ = self.reopen();
         error
+    }
+
+    fn reopen(&self) -> Result<(), Error> {
+        self.tables.reopen()?;
+        self.checkpoint()
     }
 
     /// Sets space aside for the day that the disk is full. If it is full now, later will do.

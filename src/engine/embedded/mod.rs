@@ -208,7 +208,8 @@ impl Engine for Embedded {
     }
 
     fn weight_max(&self) -> usize {
-        usize::try_from(self.shared.settings.segment_bytes).unwrap_or(usize::MAX) - HEADER_BYTES
+        let segment = usize::try_from(self.shared.settings.segment_bytes).unwrap_or(usize::MAX);
+        (segment - HEADER_BYTES) / 2
     }
 
     fn is_nearly_full(&self) -> bool {

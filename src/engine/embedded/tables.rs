@@ -82,6 +82,14 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     })
 }
 
+/// The same for those who read: a view ends when the tables are opened again.
+fn looked<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    guarded(work).map_err(|error| match error {
+        Error::Closed => Error::storage(io::Error::other("the tables were opened again meanwhile")),
+        error => error,
+    })
+}
+
 pub(super) struct Tables {
     directory: Arc<Directory>,
     /// `None` once closed, and while it cannot be opened again.
@@ -123,6 +131,11 @@ impl Tables {
         let _ = open.take().map(|open| guarded(|| storage!(open.database.close())));
         *open = Some(guarded(|| Open::of(&self.directory, false))?);
         Ok(())
+    }
+
+    /// Whether they could not be opened again the last time, or the store is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.guard().is_none()
     }
 
     pub(super) fn meta(&self) -> Result<Meta, Error> {
@@ -349,7 +362,7 @@ impl TablesView {
         max: usize,
         row: impl Fn(&[u8], &[u8]) -> T,
     ) -> Result<Vec<T>, Error> {
-        guarded(|| {
+        looked(|| {
             let mut found = Vec::new();
             for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
                 let (place, record) = storage!(next)?;
@@ -381,7 +394,7 @@ impl TablesView {
 
 impl View for TablesView {
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
-        guarded(|| {
+        looked(|| {
             let key = place.1.as_bytes();
             let row = storage!(self.sessions.get((place.0.0, key)))?;
             Ok(row.and_then(|row| self.decode(place.0, key, row.value())))
@@ -401,7 +414,7 @@ impl View for TablesView {
         from: &(u64, Key),
         max: usize,
     ) -> Result<Vec<(u64, Key)>, Error> {
-        guarded(|| {
+        looked(|| {
             let mut found = Vec::new();
             let from = (container.0, from.0, from.1.as_bytes());
             for row in storage!(self.buckets.range(from..))?.take(max) {
