@@ -311,7 +311,8 @@ impl Versions {
                 // The view may have ended just now, and a newer one be there.
                 let view = Arc::clone(&checkpoint.0);
                 drop(checkpoint);
-                let newer = self.view();
+                let newer = self.checkpoint.read().expect("nothing panics while it is held");
+                let newer = Arc::clone(&newer.0);
                 return if Arc::ptr_eq(&view, &newer) { Err(error) } else { newer.read(place) };
             }
         };
