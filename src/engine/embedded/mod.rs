@@ -348,8 +348,10 @@ impl Shared {
         let taken = recovery::rewrite(&self.directory, &state.log, segment.clone(), epoch)
             .and_then(|log| {
                 let durable = log.durable.revision;
-                let note =
-                    || self.tables.set_meta(|meta| recovery::note_epoch(meta, epoch, durable));
+                let note = || {
+                    let note = |meta: &mut _| recovery::note_epoch(meta, epoch, durable, used);
+                    self.tables.set_meta(note)
+                };
                 // The tables may have failed with the same disk.
                 note().or_else(|_| self.tables.reopen().and_then(|()| note()))?;
                 Ok(log)

@@ -95,6 +95,9 @@ pub(super) struct Meta {
     pub clean: bool,
     /// The last revision of each earlier epoch that was recovered, the newest last.
     pub epochs: Vec<(u64, u64)>,
+    /// The current epoch began after this revision. None up to here is given to a commit again:
+    /// commits of earlier epochs that are lost may have had it.
+    pub begun: u64,
 }
 
 #[derive(Encode, Decode)]

@@ -67,6 +67,7 @@ pub(super) fn open(
     let replayed = batches.replay(&view, &tables.containers()?, folded)?;
     let clean = meta.clean && batches.chain.is_empty();
 
+    let log_room: u64 = segments.iter().map(|(_, len)| len).sum();
     let mut next_segment = segments.last().map_or(0, |(segment, _)| segment.number + 1);
     let whole =
         |(segment, len): &(Segment, u64)| (*len == settings.segment_bytes).then(|| segment.clone());
@@ -97,16 +98,18 @@ pub(super) fn open(
         Log::new(directory.id(), epoch, settings.segment_bytes, active, batches.durable());
     batches.rewrite(&mut log)?;
     let durable = log.durable.revision;
+    // No number is used twice, and the log can have held as many commits as bytes, for those that
+    // are lost.
+    let used = durable.max(Revision(meta.begun));
+    let revision = match clean {
+        true => used,
+        false => Revision(used.0 + log_room.max(2 * settings.segment_bytes)),
+    };
     tables.set_meta(|meta| {
         meta.clean = false;
-        note_epoch(meta, epoch, durable);
+        note_epoch(meta, epoch, durable, revision);
     })?;
 
-    // More numbers than the log can hold may have been used by commits that are lost.
-    let revision = match clean {
-        true => durable,
-        false => Revision(durable.0 + 2 * settings.segment_bytes),
-    };
     let in_use = [Some(log.active.number), free.as_ref().map(|free| free.number)];
     let old: Vec<_> = old.into_iter().filter(|old| !in_use.contains(&Some(old.number))).collect();
     let Replayed { generation, containers, .. } = replayed;
@@ -362,8 +365,10 @@ pub(super) fn rewrite(
     Ok(log)
 }
 
-/// Notes that an epoch ended with this commit, and which is the new one.
-pub(super) fn note_epoch(meta: &mut Meta, epoch: u64, durable: Revision) {
+/// Notes that an epoch ended with the commit `durable`, and that the next one begins after the
+/// number `used`.
+pub(super) fn note_epoch(meta: &mut Meta, epoch: u64, durable: Revision, used: Revision) {
+    meta.begun = meta.begun.max(used.0);
     meta.epochs.push((meta.epoch, durable.0));
     let excess = meta.epochs.len().saturating_sub(EPOCHS_MAX);
     meta.epochs.drain(..excess);
