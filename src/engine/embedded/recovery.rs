@@ -144,8 +144,8 @@ pub(super) fn open(
         pending: Vec::new(),
         active: Generation::default(),
         frozen,
-        failed: false,
-        stalled: false,
+        failed: None,
+        stalled: None,
         closing: false,
         buffer: Vec::new(),
     };
@@ -360,6 +360,10 @@ pub(super) fn rewrite(
     let mut batches = Batches::read(directory.id(), &[old], failed.durable.revision, directory)?;
     // What was synced is known here; what the chain says of it may be older.
     batches.folded = failed.durable;
+    // Even if nothing is to be written again: who commits next is not to be the one who finds out that
+    // the disk does not work yet.
+    let probe = segment.file.write(0, &[0; log::SECTOR as usize]);
+    probe.and_then(|()| segment.file.sync()).map_err(Error::storage)?;
     let mut log = Log::new(directory.id(), epoch, failed.segment_bytes(), segment, failed.durable);
     batches.rewrite(&mut log)?;
     Ok(log)
