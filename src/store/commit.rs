@@ -225,12 +225,15 @@ impl Committer<'_> {
     fn next(&mut self) -> Option<Request> {
         loop {
             let Some(sync_by) = self.sync_by else { return self.queue.recv().ok() };
-            match self.queue.recv_timeout(self.core.bounds.sync_delay) {
+            // Asked first: requests that keep coming must not put it off.
+            let left = sync_by.saturating_sub(self.core.clock.elapsed());
+            if left.is_zero() {
+                self.sync();
+                continue;
+            }
+            match self.queue.recv_timeout(left) {
                 Ok(request) => return Some(request),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if self.core.clock.elapsed() >= sync_by => {
-                    self.sync()
-                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
@@ -336,7 +339,7 @@ impl Committer<'_> {
         let core = self.core;
         self.sync_by = None;
         Counters::add(&core.counters.storage_failures, 1);
-        core.event(&Event::StorageFailed { error: error.to_string() });
+        core.event(&Event::StorageFailed { error: error.cause().to_string() });
         let (mut pause, most) = RECOVER_EVERY;
         let taken = loop {
             let recovered = catch_unwind(AssertUnwindSafe(|| self.engine.recover()));
@@ -360,9 +363,11 @@ impl Committer<'_> {
         let Taken { durable, used } = taken;
         let published = core.snapshots.published();
         let failed_at = failed.as_ref().map_or(published, |failed| failed.revision);
-        let used = used.max(published).max(failed_at);
+        let mut used = used.max(published).max(failed_at);
         if durable < published {
-            // What was acknowledged before it was durable, and has been seen.
+            // What was acknowledged before it was durable, and has been seen. Who has seen all of it
+            // must not look like one who begins after this.
+            used = used.next();
             core.revoke(durable, used);
         }
         core.versions.unstage(durable);

@@ -51,7 +51,7 @@ pub enum Event {
     /// A write or a sync of the commit log failed. Commits fail until the store has found out what is
     /// durable; it goes on trying.
     StorageFailed {
-        /// What went wrong; the cause is with the commits that failed.
+        /// What the storage said.
         error: String,
     },
     /// The store goes on after a failure.
