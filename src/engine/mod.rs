@@ -95,6 +95,15 @@ pub(crate) enum Failure {
     Unknown(Error),
 }
 
+impl Failure {
+    /// Why, for one who has committed nothing.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Failure::Refused(error) | Failure::Unknown(error) => error,
+        }
+    }
+}
+
 /// What became of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {

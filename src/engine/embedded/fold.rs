@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::generation::Frozen;
 use super::tables::{self, TablesView};
 use super::{Segment, Shared, State, recovery};
-use crate::engine::{Notice, View, successor};
+use crate::engine::{Failure, Notice, View, successor};
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::ContainerId;
@@ -43,12 +43,14 @@ impl Shared {
             if state.closing {
                 return;
             }
-            let wait = if state.stalled { RETRY_EVERY } else { FOLD_EVERY };
-            let idle =
-                |state: &mut State| !state.closing && (state.stalled || state.frozen.is_empty());
+            let wait = if state.stalled.is_some() { RETRY_EVERY } else { FOLD_EVERY };
+            let idle = |state: &mut State| {
+                !state.closing && (state.stalled.is_some() || state.frozen.is_empty())
+            };
             let woken = self.changed.wait_timeout_while(state, wait, idle);
             let (mut state, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-            if timeout.timed_out() && !state.stalled && !state.failed && state.log.used() > 0 {
+            let works = state.stalled.is_none() && state.failed.is_none();
+            if timeout.timed_out() && works && state.log.used() > 0 {
                 // A failure here is one of the log's: whoever commits next meets it.
                 let _ = state.freeze();
             }
@@ -89,7 +91,7 @@ impl Shared {
         self.checkpoint()?;
         let mut state = self.lock();
         state.frozen.pop_front();
-        state.stalled = false;
+        state.stalled = None;
         let mut old = frozen.segments.clone();
         if frozen.reusable && state.free.is_none() {
             state.free = old.pop();
@@ -119,8 +121,10 @@ impl Shared {
         if tables::is_full(&error) {
             recovery::give_up_reserve(&self.directory);
         }
-        let was_stalled = std::mem::replace(&mut self.lock().stalled, true);
-        if !was_stalled && let Some(listener) = self.listener.get() {
+        let before = self.lock().stalled.replace(error.share());
+        if before.is_none()
+            && let Some(listener) = self.listener.get()
+        {
             listener.notice(Notice::FoldFailed(error.share()));
         }
         // Those who wait for room are told.
@@ -143,7 +147,8 @@ impl Shared {
     /// Provides the segment that the next switch needs, if none will become free by folding.
     pub(super) fn provide(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        if state.free.is_some() || !state.frozen.is_empty() || state.failed || state.closing {
+        let waits = state.failed.is_some() || state.closing;
+        if state.free.is_some() || !state.frozen.is_empty() || waits {
             return Ok(());
         }
         let number = state.next_segment;
@@ -151,7 +156,7 @@ impl Shared {
         drop(state);
         let segment = self.new_segment(number).map_err(|error| self.stall(error))?;
         let mut state = self.lock();
-        state.stalled = false;
+        state.stalled = None;
         if state.free.is_none() {
             state.free = Some(segment);
         }
@@ -163,27 +168,34 @@ impl Shared {
     /// Folds everything that is committed by now.
     pub(super) fn fold_all(&self) -> Result<(), Error> {
         let mut is_frozen = false;
+        let failures = || self.fold_failures.load(Ordering::Relaxed);
+        let before = failures();
         loop {
             let mut state = self.lock();
             is_frozen |= state.log.used() == 0;
-            if state.failed || state.closing {
+            if let Some(error) = &state.failed {
+                return Err(error.share());
+            }
+            if state.closing {
                 return Err(Error::Closed);
             }
             if !is_frozen && state.free.is_some() {
-                state.freeze().map_err(|_| Error::Closed)?;
+                state.freeze().map_err(Failure::into_error)?;
                 is_frozen = true;
                 self.changed.notify_all();
             }
             if is_frozen && state.frozen.is_empty() {
                 return Ok(());
             }
-            if state.frozen.is_empty() || self.settings.fold_inline {
+            if self.settings.fold_inline {
                 drop(state);
                 self.fold_frozen().and_then(|()| self.provide())?;
-            } else if state.stalled {
-                return Err(Error::Full);
-            } else {
-                drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+                continue;
+            }
+            match &state.stalled {
+                Some(error) if failures() > before => return Err(error.share()),
+                // What failed before somebody asked is tried again soon.
+                _ => drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)),
             }
         }
     }
@@ -192,7 +204,7 @@ impl Shared {
     /// ended.
     pub(super) fn close(&self, time: Time) -> Result<(), Error> {
         let mut state = self.lock();
-        let mut failed = state.failed;
+        let mut failed = state.failed.is_some();
         if !failed && !state.log.is_synced() {
             failed = state.sync().is_err();
         }

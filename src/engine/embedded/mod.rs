@@ -107,10 +107,10 @@ struct State {
     active: Generation,
     /// Durable in segments that are full.
     frozen: VecDeque<Arc<Frozen>>,
-    /// A write or a sync of the log has failed.
-    failed: bool,
-    /// The tables cannot be written at the moment.
-    stalled: bool,
+    /// A write or a sync of the log has failed, and this is why.
+    failed: Option<Error>,
+    /// The tables cannot be written at the moment, and this is why.
+    stalled: Option<Error>,
     /// Somebody waits for everything to be folded.
     closing: bool,
     /// Used for each batch.
@@ -218,7 +218,7 @@ impl Engine for Embedded {
         let generations = state.frozen.iter().map(|frozen| frozen.generation.bytes);
         let dirty = state.active.bytes + generations.sum::<usize>();
         let no_room = state.free.is_none() && state.log.room() < segment_bytes / 16;
-        state.stalled && (no_room || dirty >= dirty_bytes_max)
+        state.stalled.is_some() && (no_room || dirty >= dirty_bytes_max)
     }
 
     fn fold(&self) -> Result<(), Error> {
@@ -268,10 +268,9 @@ impl Shared {
             return Ok(());
         };
         let mut state = self.lock();
-        if state.failed {
+        if let Some(error) = &state.failed {
             // The fold met it first.
-            let error = std::io::Error::other("a sync of the log has failed");
-            return Err(Failure::Unknown(Error::storage(error)));
+            return Err(Failure::Unknown(error.share()));
         }
         let mut bytes = std::mem::take(&mut state.buffer);
         bytes.clear();
@@ -287,10 +286,7 @@ impl Shared {
         state.pending.push(batch);
         let written = state.log.append(first, last, time, &mut bytes);
         state.buffer = bytes;
-        if let Err(error) = written {
-            state.failed = true;
-            return Err(Failure::Unknown(Error::storage(error)));
-        }
+        written.map_err(|error| state.fail(error))?;
         if durable {
             state.sync()?;
         }
@@ -310,7 +306,7 @@ impl Shared {
             let (active, max) = (state.active.bytes, self.settings.dirty_bytes_max);
             let fits = state.log.room() >= length;
             // When the tables cannot be written, only ends come this far, and they are small.
-            let too_much = active + frozen >= max && frozen > 0 && !state.stalled;
+            let too_much = active + frozen >= max && frozen > 0 && state.stalled.is_none();
             if fits && !too_much && (active < max / 2 || state.free.is_none()) {
                 return Ok(state);
             }
@@ -323,7 +319,7 @@ impl Shared {
                 drop(state);
                 self.fold_frozen().and_then(|()| self.provide()).map_err(Failure::Refused)?;
                 state = self.lock();
-            } else if state.stalled || state.closing {
+            } else if state.stalled.is_some() || state.closing {
                 return Err(Failure::Refused(Error::Full));
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -373,7 +369,7 @@ impl Shared {
         }
         let generation = std::mem::take(&mut state.active);
         state.freeze_as(generation, failed.used(), vec![failed.active], false);
-        state.failed = false;
+        state.failed = None;
         self.recoveries.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_all();
         Ok(Taken { durable, used: used.max(durable) })
@@ -403,17 +399,21 @@ impl State {
     }
 
     fn sync(&mut self) -> Result<(), Failure> {
-        if self.failed {
-            return Err(Failure::Refused(Error::Closed));
+        if let Some(error) = &self.failed {
+            return Err(Failure::Unknown(error.share()));
         }
-        if let Err(error) = self.log.sync() {
-            self.failed = true;
-            return Err(Failure::Unknown(Error::storage(error)));
-        }
+        self.log.sync().map_err(|error| self.fail(error))?;
         for batch in std::mem::take(&mut self.pending) {
             self.active.take_in(batch);
         }
         Ok(())
+    }
+
+    /// Notes that the log has failed.
+    fn fail(&mut self, error: std::io::Error) -> Failure {
+        let error = Error::storage(error);
+        self.failed = Some(error.share());
+        Failure::Unknown(error)
     }
 
     /// Goes on in the free segment. What the other one holds is to be folded.
