@@ -368,8 +368,11 @@ impl<'a> Aging<'a> {
 
     fn fill(&mut self, still: u64) {
         let mut process = self.serve();
-        process.tell(&Command::Fill(still));
-        assert!(matches!(process.hear(), Said::Filled));
+        // A few at a time, so that the program is heard of.
+        for first in (0..still).step_by(1_000) {
+            process.tell(&Command::Fill(first..still.min(first + 1_000)));
+            assert!(matches!(process.hear(), Said::Filled));
+        }
         self.still = still;
         self.kill(process);
     }

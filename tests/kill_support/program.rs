@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -47,8 +48,8 @@ pub(crate) struct Job {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Command {
-    /// Makes so many sessions that only lie there.
-    Fill(u64),
+    /// Makes sessions that only lie there.
+    Fill(Range<u64>),
     /// Lets the clients go on, each after so many deeds.
     Go(Vec<u64>),
     /// Closes the store under its clients.
@@ -158,7 +159,7 @@ fn work(job: &Job, commands: &Receiver<Command>) -> Result<(), Error> {
         scope.spawn(|| events.iter().for_each(|event| complain(&event)));
         for command in commands {
             let done = match command {
-                Command::Fill(count) => containers.fill(&store, count).map(|()| Said::Filled),
+                Command::Fill(numbers) => containers.fill(&store, numbers).map(|()| Said::Filled),
                 Command::Go(done) => {
                     for (client, done) in done.into_iter().enumerate() {
                         let relaxed = client + job.relaxed >= CLIENTS;
@@ -257,10 +258,10 @@ impl Containers {
         })
     }
 
-    fn fill(&self, store: &Store, count: u64) -> Result<(), Error> {
-        for first in (0..count).step_by(100) {
+    fn fill(&self, store: &Store, numbers: Range<u64>) -> Result<(), Error> {
+        for first in numbers.clone().step_by(100) {
             store.transact(|txn| {
-                for n in first..count.min(first + 100) {
+                for n in first..numbers.end.min(first + 100) {
                     let session = txn.create(&self.still, format!("{n:08}"))?;
                     session.insert("n", n)?;
                     session.insert("text", "it lies there ".repeat(12))?;
