@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::program::{Command, JOB, Job, PROMPT, Said};
 
 /// How long to wait for a program before something must be wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A program that was started. Dropping it kills it.
 pub(crate) struct Process {
