@@ -48,7 +48,10 @@
 //! - **An ended session never comes back.** Whoever writes to it gets a conflict; its touches are
 //!   dropped; a session that is created under its key later is another one.
 //! - **A snapshot never changes**, whatever is committed while it lives, scans included.
-//! - **What was acknowledged is durable**, and nothing is visible before it is.
+//! - **What was acknowledged is durable**, and nothing is visible before it is, unless the policy says
+//!   [`Durability::Relaxed`]. If the storage fails in the middle of a commit, that is said
+//!   ([`Error::Unknown`]), and [`Store::fate`] tells what became of it: the store recovers by itself.
+//! - **Damage is found**, never taken for data: every row and every batch has a checksum of its own.
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
 //!   period**, by the store's time: it never goes back, and believes a wall clock that is ahead by
 //!   up to a day. Expired sessions leave by themselves.
