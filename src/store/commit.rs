@@ -151,8 +151,9 @@ const BATCH_MAX: usize = 1_024;
 /// for each other's batch (measured: 1.3 to 1.6 times the commits at eight clients).
 const GATHER: Duration = Duration::from_micros(60);
 
-/// How many clients the committer wakes itself.
-const ANSWERED_HERE_MAX: usize = 12;
+/// How many clients the committer wakes itself. Another thread for 32 of them costs more than it saves
+/// (measured: 0.93 times the commits), for 128 it saves more (1.17 times).
+const ANSWERED_HERE_MAX: usize = 48;
 
 /// How long to wait between two attempts to go on after a failure: at first, and at most.
 const RECOVER_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
