@@ -56,10 +56,8 @@ fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     let mut swept = Swept::default();
     let mut from = Some(first_row());
     while let Some(start) = from {
-        let snapshot = core.begin()?;
-        let pinned = core.versions.pin(id, snapshot.revision());
-        let (rows, next) = pinned.due(id, core.now().as_secs(), &start, BATCH)?;
-        drop((pinned, snapshot));
+        core.check_open()?;
+        let (rows, next) = core.versions.due(id, core.now().as_secs(), &start, BATCH)?;
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
         for rows in rows.chunks(BATCH) {

@@ -31,6 +31,7 @@ use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision};
+use crate::model::timeslice::NEVER;
 use crate::store::lock;
 
 /// The states of one thing, each from the revision on that is beside it.
@@ -84,11 +85,31 @@ struct Resident {
     listed: bool,
 }
 
-#[derive(Default)]
 struct Shard {
     sessions: HashMap<Place, Resident>,
     /// Those that the view may not show as every snapshot should see them.
     unsettled: Vec<Place>,
+    /// No bucket of those is earlier.
+    earliest: u64,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Shard { sessions: HashMap::new(), unsettled: Vec::new(), earliest: NEVER }
+    }
+}
+
+impl Shard {
+    /// Lists a session that is not settled any more.
+    fn list(&mut self, place: Place, session: &Session) {
+        self.unsettled.push(place);
+        self.note_bucket(session);
+    }
+
+    fn note_bucket(&mut self, session: &Session) {
+        let bucket = session.as_ref().map_or(NEVER, |record| record.bucket);
+        self.earliest = self.earliest.min(bucket);
+    }
 }
 
 /// A row of the expiry index: bucket and key.
@@ -270,7 +291,7 @@ impl Versions {
         for (place, revision, session) in sessions {
             let mut shard = versions.shard(&place);
             versions.add(&versions.resident_bytes, &session);
-            shard.unsettled.push(place.clone());
+            shard.list(place.clone(), &session);
             let history = History::new(revision, session);
             shard.sessions.insert(place, Resident { history, used: true, listed: true });
         }
@@ -352,6 +373,39 @@ impl Versions {
         Pinned { view: Arc::clone(&checkpoint.0), sessions }
     }
 
+    /// Sessions in buckets up to `until` as the last commit left them: rows of the index, and where to
+    /// go on. For the sweep alone, which is judged again when it is committed.
+    pub(crate) fn due(
+        &self,
+        container: ContainerId,
+        until: u64,
+        from: &Row,
+        max: usize,
+    ) -> Result<Page<Row, Row>, Error> {
+        let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
+        let mut rows = checkpoint.0.due(container, until, from, max)?;
+        let next = rows.get(max - 1).map(|(bucket, key)| (*bucket, successor(key)));
+        rows.retain(|(bucket, key)| {
+            let place = (container, key.clone());
+            let shard = self.shard(&place);
+            let newest = shard.sessions.get(&place).map(|resident| &resident.history.newest.1);
+            newest.is_none_or(|newest| newest.as_ref().is_some_and(|n| n.bucket == *bucket))
+        });
+        if *from == first_row() {
+            // Nearly always nobody here is due.
+            for shard in self.shards.iter().map(lock).filter(|shard| shard.earliest <= until) {
+                for place in shard.unsettled.iter().filter(|place| place.0 == container) {
+                    let newest = shard.sessions.get(place).map(|found| &found.history.newest.1);
+                    let bucket = newest.and_then(|newest| Some(newest.as_ref()?.bucket));
+                    rows.extend(bucket.filter(|b| *b <= until).map(|b| (b, place.1.clone())));
+                }
+            }
+            rows.sort();
+            rows.dedup();
+        }
+        Ok((rows, next))
+    }
+
     /// A container as of a snapshot; as it was first if it is younger than the snapshot.
     pub(crate) fn container(
         &self,
@@ -398,10 +452,10 @@ impl Versions {
                     shard.sessions.entry(place.clone()).or_insert(resident)
                 }
             };
-            if !resident.listed {
-                resident.listed = true;
+            if !std::mem::replace(&mut resident.listed, true) {
                 shard.unsettled.push(place.clone());
             }
+            shard.note_bucket(&change.after);
             written.push_back((commit.revision, place.clone()));
         }
         self.note_oldest(&written);
@@ -456,11 +510,14 @@ impl Versions {
         let settled = revision.min(oldest);
         for shard in &self.shards {
             let mut shard = lock(shard);
-            let Shard { sessions, unsettled } = &mut *shard;
+            let Shard { sessions, unsettled, earliest } = &mut *shard;
+            *earliest = NEVER;
             unsettled.retain(|place| {
                 let Some(resident) = sessions.get_mut(place) else { return false };
                 let (from, session) = &resident.history.newest;
                 if *from > settled || !resident.history.older.is_empty() {
+                    let bucket = session.as_ref().map_or(NEVER, |record| record.bucket);
+                    *earliest = bucket.min(*earliest);
                     return true;
                 }
                 resident.listed = false;
