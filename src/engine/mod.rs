@@ -178,6 +178,8 @@ pub(crate) struct Gauges {
     pub dirty_sessions: usize,
     pub dirty_bytes: usize,
     pub folds: u64,
+    /// One is being done.
+    pub folding: bool,
     pub fold_failures: u64,
     pub recoveries: u64,
     pub damaged: u64,

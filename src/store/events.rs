@@ -72,6 +72,12 @@ pub enum Event {
         /// What went wrong.
         error: String,
     },
+    /// The tables have been being written for so long: perhaps somebody who views the store from
+    /// another process has been stopped while it held a lock. Commits go on until the log is full.
+    FoldStalled {
+        /// How long.
+        since: Duration,
+    },
     /// The bytes of a session on the disk are damaged. It is absent from now on.
     Damaged {
         /// The name of the container.

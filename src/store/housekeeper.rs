@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use crate::engine::Gauges;
 use crate::error::Error;
 use crate::model::container::ContainerId;
 use crate::store::commit::Work;
@@ -93,12 +94,57 @@ fn submit(core: &Core, work: Work, examined: usize) -> Result<Swept, Error> {
 
 /// Sweeps every so often, until `stop` is closed.
 pub(crate) fn run(core: &Core, every: Duration, stop: &Receiver<()>) {
+    let mut fold = Fold::default();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
         core.there_is_room();
         core.tidy();
+        if let Some(since) = fold.stalled(core.engine.gauges(), core.clock.elapsed()) {
+            core.event(&Event::FoldStalled { since });
+        }
         match sweep(core) {
             Ok(_) | Err(Error::Closed) => {}
             Err(error) => core.event(&Event::SweepFailed { error: error.to_string() }),
         }
+    }
+}
+
+/// The fold that is being done, and since when that has been seen.
+#[derive(Default)]
+struct Fold {
+    seen: Option<(u64, Duration)>,
+    told: bool,
+}
+
+impl Fold {
+    /// No fold takes as long as this unless it waits for somebody.
+    const LONG: Duration = Duration::from_secs(15);
+
+    /// How long one fold has been going on, if that is to be told.
+    fn stalled(&mut self, gauges: Gauges, now: Duration) -> Option<Duration> {
+        let same = self.seen.filter(|(fold, _)| gauges.folding && *fold == gauges.folds);
+        let Some((_, since)) = same else {
+            *self = Fold { seen: gauges.folding.then_some((gauges.folds, now)), told: false };
+            return None;
+        };
+        let long = now.saturating_sub(since);
+        let tell = long >= Self::LONG && !std::mem::replace(&mut self.told, long >= Self::LONG);
+        tell.then_some(long)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fold_that_takes_long_is_told_of_once() {
+        let mut fold = Fold::default();
+        let mut at = |folds, folding, secs| {
+            fold.stalled(Gauges { folds, folding, ..Gauges::default() }, Duration::from_secs(secs))
+        };
+        assert_eq!([at(0, false, 1), at(0, true, 2), at(0, true, 16)], [None; 3]);
+        assert_eq!(at(0, true, 17), Some(Duration::from_secs(15)));
+        assert_eq!([at(0, true, 40), at(1, true, 41), at(1, true, 50)], [None; 3]);
+        assert_eq!(at(1, true, 56), Some(Duration::from_secs(15)));
     }
 }

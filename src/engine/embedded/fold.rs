@@ -67,7 +67,10 @@ impl Shared {
     /// Folds everything that is frozen.
     pub(super) fn fold_frozen(&self) -> Result<(), Error> {
         while let Some(frozen) = self.front() {
-            if let Err(error) = self.fold_one(&frozen) {
+            self.folding.store(true, Ordering::Relaxed);
+            let folded = self.fold_one(&frozen);
+            self.folding.store(false, Ordering::Relaxed);
+            if let Err(error) = folded {
                 return Err(self.stall(error));
             }
         }

@@ -26,7 +26,7 @@ mod tables;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -76,6 +76,7 @@ struct Shared {
     listener: OnceLock<Arc<dyn Listener>>,
     damaged: Arc<Damaged>,
     folds: AtomicU64,
+    folding: AtomicBool,
     fold_failures: AtomicU64,
     recoveries: AtomicU64,
     /// What was replayed, if the store was not closed the last time: batches and sessions. Then what
@@ -237,6 +238,7 @@ impl Engine for Embedded {
             dirty_sessions,
             dirty_bytes,
             folds: count(&self.shared.folds),
+            folding: self.shared.folding.load(Ordering::Relaxed),
             fold_failures: count(&self.shared.fold_failures),
             recoveries: count(&self.shared.recoveries),
             damaged: count(&self.shared.damaged.count),

@@ -159,6 +159,7 @@ pub(super) fn open(
         listener: OnceLock::new(),
         damaged,
         folds: 0.into(),
+        folding: false.into(),
         fold_failures: 0.into(),
         recoveries: 0.into(),
         levels: Mutex::default(),
