@@ -62,6 +62,8 @@ fn run(arguments: Arguments) -> io::Result<()> {
     if let Some(seconds) = arguments.seconds {
         (rounds, time) = (1, Duration::from_secs(seconds));
     }
+    // What is remembered of each operation must not be what grows.
+    let sample = if time > Duration::from_secs(60) { 100 } else { 1 };
     let clients = arguments.clients.map_or(CLIENTS.to_vec(), |clients| vec![clients]);
     let wanted = |name: &str| match &arguments.engines {
         Some(engines) => engines.split(',').any(|engine| engine == name),
@@ -89,7 +91,7 @@ fn run(arguments: Arguments) -> io::Result<()> {
         for (at, clients) in clients.iter().enumerate() {
             say(format_args!("round {round} of {rounds}: {clients} clients"));
             for (engine, slices) in engines.iter().zip(&mut slices[at * engines.len()..]) {
-                slices.push(drive(*clients, time, 1, &|| engine.client(sessions)));
+                slices.push(drive(*clients, time, sample, &|| engine.client(sessions)));
             }
         }
     }
