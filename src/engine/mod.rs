@@ -190,6 +190,11 @@ pub(crate) type Found = (Key, Option<Arc<Record>>);
 
 /// One unchanging state of the tables. Keep it for a short time: it keeps space from being reused.
 pub(crate) trait View: std::fmt::Debug + Send + Sync {
+    /// Whether it can show nothing any more, and another one is about to take its place.
+    fn has_ended(&self) -> bool {
+        false
+    }
+
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error>;
 
     /// Up to `max` sessions of a container in the order of their keys, from `from` on. One whose

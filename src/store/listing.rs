@@ -36,26 +36,31 @@ impl Listing {
 
     /// How many of the snapshot's sessions have expired by now, without those that this
     /// transaction has touched.
-    pub(crate) fn expired(&self) -> Result<u64, Error> {
+    pub(crate) fn expired(&mut self) -> Result<u64, Error> {
         let state = self.workspace.container(self.container)?;
         let policy = self.workspace.policy(self.container)?;
         let drafted = self.workspace.drafted(self.container)?;
         let now = self.workspace.core.now();
-        let mut expired = 0;
-        self.pinned.suspects(&state, &policy, now, |key| {
-            if !drafted.contains(&key) {
-                let record = self.pinned.read(self.container, &key)?;
-                let is_expired = record.is_some_and(|record| record.is_expired(&policy, now));
-                expired += u64::from(is_expired);
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(expired)
+        let container = self.container;
+        self.pinned.look(&self.workspace.core.versions, |pinned| {
+            let mut expired = 0;
+            pinned.suspects(&state, &policy, now, |key| {
+                if !drafted.contains(&key) {
+                    let record = pinned.read(container, &key)?;
+                    let is_expired = record.is_some_and(|record| record.is_expired(&policy, now));
+                    expired += u64::from(is_expired);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(expired)
+        })
     }
 
     fn fill(&mut self) -> Result<(), Error> {
         let Some(from) = self.next.take() else { return Ok(()) };
-        let (rows, next) = self.pinned.scan(self.container, &from, PAGE)?;
+        let (container, versions) = (self.container, &self.workspace.core.versions);
+        let scan = |pinned: &Pinned| pinned.scan(container, &from, PAGE);
+        let (rows, next) = self.pinned.look(versions, scan)?;
         let mut page: BTreeMap<_, _> =
             rows.into_iter().map(|(key, record)| (key, Some(record))).collect();
         for key in self.workspace.drafted(self.container)? {

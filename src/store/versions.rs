@@ -22,7 +22,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
 
 use crate::engine::{Commit, View, successor};
 use crate::error::Error;
@@ -121,6 +122,12 @@ type Page<T, From> = (Vec<T>, Option<From>);
 /// How many locks the sessions are spread over.
 const SHARDS: usize = 64;
 
+/// How many views are asked for a session, if one after the other ends.
+const FETCHES_MAX: u32 = 3;
+
+/// How long to wait for a view in place of one that has ended. The tables are opened again meanwhile.
+const EXCHANGE_MAX: Duration = Duration::from_secs(1);
+
 pub(crate) struct Versions {
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
@@ -139,16 +146,35 @@ pub(crate) struct Versions {
     containers: RwLock<BTreeMap<ContainerId, History<Arc<ContainerState>>>>,
     /// The newest view, and the revision up to which it holds everything.
     checkpoint: RwLock<(Arc<dyn View>, Revision)>,
+    /// For those who wait for another view.
+    exchange: (Mutex<()>, Condvar),
 }
 
 /// A consistent state to scan: a view, and what must be taken from elsewhere.
 pub(crate) struct Pinned {
-    pub view: Arc<dyn View>,
+    container: ContainerId,
+    snapshot: Revision,
+    view: Arc<dyn View>,
     /// The sessions of one container that the view does not show as the snapshot should see them.
-    pub sessions: BTreeMap<Key, Session>,
+    sessions: BTreeMap<Key, Session>,
 }
 
 impl Pinned {
+    /// Looks at what is pinned; if its view has ended, at the same in another one.
+    pub(crate) fn look<T>(
+        &mut self,
+        versions: &Versions,
+        mut look: impl FnMut(&Pinned) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match look(self) {
+            Err(_) if versions.is_exchanged(&self.view) => {
+                *self = versions.pin(self.container, self.snapshot);
+                look(self)
+            }
+            looked => looked,
+        }
+    }
+
     /// The session under a key as the snapshot sees it.
     pub(crate) fn read(&self, container: ContainerId, key: &Key) -> Result<Session, Error> {
         match self.sessions.get(key) {
@@ -287,6 +313,7 @@ impl Versions {
             hand: AtomicUsize::new(0),
             containers: RwLock::new(containers.into_iter().map(first).collect()),
             checkpoint: RwLock::new((view, folded)),
+            exchange: Default::default(),
         };
         for (place, revision, session) in sessions {
             let mut shard = versions.shard(&place);
@@ -321,39 +348,54 @@ impl Versions {
     fn fetch(
         &self,
         place: &Place,
-        choose: impl FnOnce(&History<Session>) -> Option<Session>,
+        choose: impl Fn(&History<Session>) -> Option<Session>,
     ) -> Result<Session, Error> {
-        // As long as this is held the view stays the newest, so what is read is not outdated: a commit
-        // that has changed the session since is here, because no view holds it.
-        let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
-        let stored = match checkpoint.0.read(place) {
-            Ok(stored) => stored,
-            Err(error) => {
-                // The view may have ended just now, and a newer one be there.
-                let view = Arc::clone(&checkpoint.0);
-                drop(checkpoint);
-                let newer = self.checkpoint.read().expect("nothing panics while it is held");
-                let newer = Arc::clone(&newer.0);
-                return if Arc::ptr_eq(&view, &newer) { Err(error) } else { newer.read(place) };
+        let mut attempt = 1;
+        loop {
+            // As long as this is held the view stays the newest, so what is read is not outdated: a
+            // commit that has changed the session since is here, because no view holds it.
+            let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
+            let stored = match checkpoint.0.read(place) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    let view = Arc::clone(&checkpoint.0);
+                    drop(checkpoint);
+                    if attempt == FETCHES_MAX || !self.is_exchanged(&view) {
+                        return Err(error);
+                    }
+                    attempt += 1;
+                    continue;
+                }
+            };
+            let mut shard = self.shard(place);
+            let known = shard.sessions.get(place);
+            if let Some(session) = known.and_then(|resident| choose(&resident.history)) {
+                return Ok(session);
             }
+            if let Some(record) = &stored
+                && known.is_none()
+            {
+                self.add(&self.resident_bytes, &stored);
+                let history = History::new(record.revision, stored.clone());
+                let resident = Resident { history, used: true, listed: false };
+                shard.sessions.insert(place.clone(), resident);
+            }
+            drop((shard, checkpoint));
+            self.evict();
+            return Ok(stored);
+        }
+    }
+
+    /// Whether a view has ended and another one is there, for which it waits a little.
+    fn is_exchanged(&self, view: &Arc<dyn View>) -> bool {
+        let is_newest = || {
+            let newest = self.checkpoint.read().expect("nothing panics while it is held");
+            Arc::ptr_eq(&newest.0, view)
         };
-        let mut shard = self.shard(place);
-        if let Some(session) =
-            shard.sessions.get(place).and_then(|resident| choose(&resident.history))
-        {
-            return Ok(session);
-        }
-        if let Some(record) = &stored
-            && !shard.sessions.contains_key(place)
-        {
-            self.add(&self.resident_bytes, &stored);
-            let history = History::new(record.revision, stored.clone());
-            let resident = Resident { history, used: true, listed: false };
-            shard.sessions.insert(place.clone(), resident);
-        }
-        drop((shard, checkpoint));
-        self.evict();
-        Ok(stored)
+        let (waiting, exchanged) = &self.exchange;
+        let wait = |waiting| exchanged.wait_timeout_while(waiting, EXCHANGE_MAX, |()| is_newest());
+        view.has_ended()
+            && !wait(lock(waiting)).expect("nothing panics while it is held").1.timed_out()
     }
 
     /// Pins what a scan of a container needs to see the snapshot, whatever is committed meanwhile.
@@ -370,7 +412,7 @@ impl Versions {
                 sessions.insert(place.1.clone(), session);
             }
         }
-        Pinned { view: Arc::clone(&checkpoint.0), sessions }
+        Pinned { container, snapshot, view: Arc::clone(&checkpoint.0), sessions }
     }
 
     /// Sessions in buckets up to `until` as the last commit left them: rows of the index, and where to
@@ -528,6 +570,10 @@ impl Versions {
                 false
             });
         }
+        drop(checkpoint);
+        let (waiting, exchanged) = &self.exchange;
+        drop(lock(waiting));
+        exchanged.notify_all();
     }
 
     /// Drops every version that has been replaced by one that is durable, and that no snapshot from

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::generation::Frozen;
-use super::tables::{self, TablesView};
+use super::tables::{self, TablesView, Unreadable};
 use super::{Segment, Shared, State, recovery};
 use crate::engine::{Failure, Notice, View, successor};
 use crate::error::Error;
@@ -35,6 +35,8 @@ impl Shared {
             self.verify();
         }
         loop {
+            // A fold does so itself.
+            let readable = self.front().map_or_else(|| self.look_after(), |_| Ok(()));
             // Trouble has been told of; the next attempt is as good as any.
             if self.fold_frozen().and_then(|()| self.provide()).is_ok() {
                 self.provide_reserve();
@@ -43,9 +45,10 @@ impl Shared {
             if state.closing {
                 return;
             }
-            let wait = if state.stalled.is_some() { RETRY_EVERY } else { FOLD_EVERY };
+            let again = state.stalled.is_some() || readable.is_err();
+            let wait = if again { RETRY_EVERY } else { FOLD_EVERY };
             let idle = |state: &mut State| {
-                !state.closing && (state.stalled.is_some() || state.frozen.is_empty())
+                !state.closing && !state.unreadable && (again || state.frozen.is_empty())
             };
             let woken = self.changed.wait_timeout_while(state, wait, idle);
             let (mut state, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +63,16 @@ impl Shared {
     pub(super) fn fold_if_inline(&self) {
         if self.settings.fold_inline {
             // It has been told of, and is tried again with the next commit.
-            let _ = self.fold_frozen();
+            let _ = self.look_after().and_then(|()| self.fold_frozen());
+        }
+    }
+
+    /// Opens the tables again where reads fail.
+    fn look_after(&self) -> Result<(), Error> {
+        let unreadable = std::mem::take(&mut self.lock().unreadable);
+        match unreadable || self.tables.is_closed() {
+            true => self.reopen(),
+            false => Ok(()),
         }
     }
 
@@ -83,9 +95,7 @@ impl Shared {
 
     fn fold_one(&self, frozen: &Frozen) -> Result<(), Error> {
         let generation = &frozen.generation;
-        if self.tables.is_closed() {
-            self.reopen()?;
-        }
+        self.look_after()?;
         self.tables.fold(&generation.sorted(), generation.containers.values(), |meta| {
             meta.folded = meta.folded.max(generation.last.0);
             meta.time = meta.time.max(generation.time.as_micros());
@@ -111,7 +121,7 @@ impl Shared {
     /// Exchanges the view for the newest one.
     fn checkpoint(&self) -> Result<(), Error> {
         let folded = Revision(self.tables.meta()?.folded);
-        let view = self.tables.view(Arc::clone(&self.damaged))?;
+        let view = self.tables.view(Arc::clone(&self.met))?;
         if let Some(listener) = self.listener.get() {
             listener.checkpoint(Arc::new(view), folded);
         }
@@ -137,9 +147,13 @@ impl Shared {
         error
     }
 
+    /// Opens the tables again, and gives those who read a view that works or says why not.
     fn reopen(&self) -> Result<(), Error> {
-        self.tables.reopen()?;
-        self.checkpoint()
+        let reopened = self.tables.reopen().and_then(|()| self.checkpoint());
+        if let (Err(error), Some(listener)) = (&reopened, self.listener.get()) {
+            listener.checkpoint(Arc::new(Unreadable(error.share())), Revision::default());
+        }
+        reopened
     }
 
     /// Sets space aside for the day that the disk is full. If it is full now, later will do.
@@ -235,7 +249,7 @@ impl Shared {
     fn verify(&self) {
         const PAGE: usize = 256;
         let Ok(containers) = self.tables.containers() else { return };
-        let Ok(view) = self.tables.view(Arc::clone(&self.damaged)) else { return };
+        let Ok(view) = self.tables.view(Arc::clone(&self.met)) else { return };
         for state in containers {
             let Ok(count) = self.count(&view, state.id, PAGE) else { return };
             if let (true, Some(listener)) =

@@ -27,7 +27,7 @@ mod tables;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use crate::engine::{Batch, Engine, Failure, Gauges, Listener, Notice, Recovered, Taken};
@@ -74,7 +74,7 @@ struct Shared {
     /// Something was frozen, or folded, or the end has come.
     changed: Condvar,
     listener: OnceLock<Arc<dyn Listener>>,
-    damaged: Arc<Damaged>,
+    met: Arc<Met>,
     folds: AtomicU64,
     folding: AtomicBool,
     fold_failures: AtomicU64,
@@ -112,26 +112,45 @@ struct State {
     failed: Option<Error>,
     /// The tables cannot be written at the moment, and this is why.
     stalled: Option<Error>,
+    /// A read of the tables has failed: they must be opened again.
+    unreadable: bool,
     /// Somebody waits for everything to be folded.
     closing: bool,
     /// Used for each batch.
     buffer: Vec<u8>,
 }
 
-/// Sessions whose rows in the tables are damaged: each is told of once.
+/// What those who read the tables meet.
 #[derive(Default)]
-struct Damaged {
-    places: Mutex<BTreeSet<Place>>,
+struct Met {
+    /// Sessions whose rows are damaged: each is told of once.
+    damaged: Mutex<BTreeSet<Place>>,
     count: AtomicU64,
     listener: OnceLock<Arc<dyn Listener>>,
+    shared: OnceLock<Weak<Shared>>,
 }
 
-impl Damaged {
+impl Met {
     /// More than these are counted, not named.
     const NAMED_MAX: usize = 4_096;
 
-    fn note(&self, place: Place) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A read has failed, and redb answers nothing more after that. The tables are opened again, but
+    /// not on this thread: it may hold what the exchange of the view waits for.
+    fn failure(&self) {
+        if let Some(shared) = self.shared.get().and_then(Weak::upgrade) {
+            shared.lock().unreadable = true;
+            shared.changed.notify_all();
+        }
+    }
+
+    /// Whether views that have ended are exchanged by themselves.
+    fn is_looked_after(&self) -> bool {
+        let shared = self.shared.get().and_then(Weak::upgrade);
+        shared.is_some_and(|shared| !shared.settings.fold_inline)
+    }
+
+    fn damage(&self, place: Place) {
+        let mut places = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         if places.len() >= Self::NAMED_MAX || !places.insert(place.clone()) {
             return;
         }
@@ -163,7 +182,8 @@ impl Engine for Embedded {
     fn start(&self, listener: Arc<dyn Listener>) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
         // Called once: nobody has set them.
-        let _ = shared.damaged.listener.set(Arc::clone(&listener));
+        let _ = shared.met.shared.set(Arc::downgrade(&shared));
+        let _ = shared.met.listener.set(Arc::clone(&listener));
         if let Some((batches, sessions)) = shared.replayed {
             listener.notice(Notice::Recovered { batches, sessions });
         }
@@ -241,7 +261,7 @@ impl Engine for Embedded {
             folding: self.shared.folding.load(Ordering::Relaxed),
             fold_failures: count(&self.shared.fold_failures),
             recoveries: count(&self.shared.recoveries),
-            damaged: count(&self.shared.damaged.count),
+            damaged: count(&self.shared.met.count),
         }
     }
 
@@ -350,8 +370,11 @@ impl Shared {
                     let note = |meta: &mut _| recovery::note_epoch(meta, epoch, durable, used);
                     self.tables.set_meta(note)
                 };
-                // The tables may have failed with the same disk.
-                note().or_else(|_| self.tables.reopen().and_then(|()| note()))?;
+                note().or_else(|_| {
+                    // The tables may have failed with the same disk. Their views have ended with them.
+                    state.unreadable = true;
+                    self.tables.reopen().and_then(|()| note())
+                })?;
                 Ok(log)
             });
         let log = match taken {

@@ -24,7 +24,7 @@ use super::generation::{Dated, Frozen, Generation};
 use super::log::{self, HEADER_BYTES, Header, Link, Log, Segment};
 use super::records::{self, Meta, Replay};
 use super::tables::{Tables, TablesView};
-use super::{Damaged, Settings, Shared, State};
+use super::{Met, Settings, Shared, State};
 use crate::engine::{Recovered, View};
 use crate::error::Error;
 use crate::model::clock::Time;
@@ -57,10 +57,10 @@ pub(super) fn open(
     settings: Settings,
 ) -> Result<(Shared, Recovered), Error> {
     let tables = open_tables(&directory, settings.verify)?;
-    let damaged = Arc::<Damaged>::default();
+    let met = Arc::<Met>::default();
     let meta = tables.meta()?;
     let folded = Revision(meta.folded);
-    let view = Arc::new(tables.view(Arc::clone(&damaged))?);
+    let view = Arc::new(tables.view(Arc::clone(&met))?);
 
     let segments = segments(&directory)?;
     let batches = Batches::read(directory.id(), &segments, folded, &directory)?;
@@ -146,6 +146,7 @@ pub(super) fn open(
         frozen,
         failed: None,
         stalled: None,
+        unreadable: false,
         closing: false,
         buffer: Vec::new(),
     };
@@ -157,7 +158,7 @@ pub(super) fn open(
         state: Mutex::new(state),
         changed: Condvar::new(),
         listener: OnceLock::new(),
-        damaged,
+        met,
         folds: 0.into(),
         folding: false.into(),
         fold_failures: 0.into(),

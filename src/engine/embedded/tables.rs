@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
@@ -19,7 +20,7 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 
-use super::Damaged;
+use super::Met;
 use super::backend::Backend;
 use super::directory::Directory;
 use super::disk::{Access, DiskFile};
@@ -79,14 +80,6 @@ pub(super) fn is_full(error: &Error) -> bool {
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Error::Corrupt { table: DATABASE, reason: "redb panicked over it".to_owned() })
-    })
-}
-
-/// The same for those who read: a view ends when the tables are opened again.
-fn looked<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    guarded(work).map_err(|error| match error {
-        Error::Closed => Error::storage(io::Error::other("the tables were opened again meanwhile")),
-        error => error,
     })
 }
 
@@ -201,13 +194,14 @@ impl Tables {
         })
     }
 
-    pub(super) fn view(&self, damaged: Arc<Damaged>) -> Result<TablesView, Error> {
+    pub(super) fn view(&self, met: Arc<Met>) -> Result<TablesView, Error> {
         self.with(|open| {
             let txn = storage!(open.database.begin_read())?;
             Ok(TablesView {
                 sessions: storage!(txn.open_table(SESSIONS))?,
                 buckets: storage!(txn.open_table(BUCKETS))?,
-                damaged,
+                ended: AtomicBool::new(false),
+                met,
             })
         })
     }
@@ -350,10 +344,29 @@ fn remove_strays(
 pub(super) struct TablesView {
     sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
     buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
-    damaged: Arc<Damaged>,
+    ended: AtomicBool,
+    met: Arc<Met>,
 }
 
 impl TablesView {
+    /// Reads something. The first failure is the end of the view: redb answers nothing more.
+    fn look<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let failed = |error| {
+            self.ended.store(true, Ordering::Release);
+            match error {
+                Error::Closed => {
+                    Error::storage(io::Error::other("the tables were opened again meanwhile"))
+                }
+                Error::Storage(_) => {
+                    self.met.failure();
+                    error
+                }
+                error => error,
+            }
+        };
+        guarded(work).map_err(failed)
+    }
+
     /// Up to `max` rows of one container, in the order of their keys.
     fn rows<T>(
         &self,
@@ -362,7 +375,7 @@ impl TablesView {
         max: usize,
         row: impl Fn(&[u8], &[u8]) -> T,
     ) -> Result<Vec<T>, Error> {
-        looked(|| {
+        self.look(|| {
             let mut found = Vec::new();
             for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
                 let (place, record) = storage!(next)?;
@@ -388,13 +401,17 @@ impl TablesView {
     }
 
     pub(super) fn note_damage(&self, place: Place) {
-        self.damaged.note(place);
+        self.met.damage(place);
     }
 }
 
 impl View for TablesView {
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire) && self.met.is_looked_after()
+    }
+
     fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
-        looked(|| {
+        self.look(|| {
             let key = place.1.as_bytes();
             let row = storage!(self.sessions.get((place.0.0, key)))?;
             Ok(row.and_then(|row| self.decode(place.0, key, row.value())))
@@ -414,7 +431,7 @@ impl View for TablesView {
         from: &(u64, Key),
         max: usize,
     ) -> Result<Vec<(u64, Key)>, Error> {
-        looked(|| {
+        self.look(|| {
             let mut found = Vec::new();
             let from = (container.0, from.0, from.1.as_bytes());
             for row in storage!(self.buckets.range(from..))?.take(max) {
@@ -433,5 +450,29 @@ impl View for TablesView {
 impl fmt::Debug for TablesView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TablesView")
+    }
+}
+
+/// What there is to be seen while the tables cannot be opened.
+#[derive(Debug)]
+pub(super) struct Unreadable(pub(super) Error);
+
+impl View for Unreadable {
+    fn read(&self, _: &Place) -> Result<Option<Arc<Record>>, Error> {
+        Err(self.0.share())
+    }
+
+    fn scan(&self, _: ContainerId, _: &Key, _: usize) -> Result<Vec<Found>, Error> {
+        Err(self.0.share())
+    }
+
+    fn due(
+        &self,
+        _: ContainerId,
+        _: u64,
+        _: &(u64, Key),
+        _: usize,
+    ) -> Result<Vec<(u64, Key)>, Error> {
+        Err(self.0.share())
     }
 }
