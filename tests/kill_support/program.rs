@@ -259,9 +259,9 @@ impl Containers {
     }
 
     fn fill(&self, store: &Store, numbers: Range<u64>) -> Result<(), Error> {
-        for first in numbers.clone().step_by(100) {
+        for first in numbers.clone().step_by(50) {
             store.transact(|txn| {
-                for n in first..numbers.end.min(first + 100) {
+                for n in first..numbers.end.min(first + 50) {
                     let session = txn.create(&self.still, format!("{n:08}"))?;
                     session.insert("n", n)?;
                     session.insert("text", "it lies there ".repeat(12))?;
