@@ -47,8 +47,8 @@ pub(crate) fn deed(seed: u64, client: usize, n: u64) -> Deed {
         0..7 => {
             // Mostly short; now and then longer than a page, and rarely longer than several.
             let length = match length {
-                0 => 24_000,
-                1..16 => 6_000,
+                0 => 12_000,
+                1..16 => 5_000,
                 _ => usize::from(length),
             };
             let number = format!("{n} ");
