@@ -84,7 +84,7 @@ fn size() -> Size {
             Size { kills: 100, deeds: 20_000, kills_each: 5, still: 20_000, intrusions: 50 }
         }
         Ok("record") => {
-            Size { kills: 1_000, deeds: 200_000, kills_each: 200, still: 100_000, intrusions: 50 }
+            Size { kills: 1_000, deeds: 200_000, kills_each: 200, still: 20_000, intrusions: 50 }
         }
         Ok(other) => panic!("SESSILE_SIMULATION={other}: it is test, ci or record"),
     }
