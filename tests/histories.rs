@@ -320,7 +320,7 @@ fn dump(txn: &Transaction, container: &Container) -> Dump {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn engines_agree_and_nothing_is_lost(steps in proptest::collection::vec(step(), 1..100)) {

@@ -182,7 +182,7 @@ pub(crate) fn drive<'a>(
     client: &(dyn Fn() -> Client<'a> + Sync),
 ) -> Slice {
     let clock = SystemClock::new();
-    let start = Barrier::new(clients + 1);
+    let start = Barrier::new(clients);
     // Each looks at the clock itself: under a real-time scheduler nobody else might get to run.
     let serve = |n: usize| {
         let (mut operate, mut random) = (client(), Random::new(n as u64));
@@ -192,7 +192,7 @@ pub(crate) fn drive<'a>(
         loop {
             let since = clock.elapsed();
             if since - begun >= time {
-                return (ops, latencies);
+                return (ops, latencies, begun, since);
             }
             operate(&mut random);
             latencies.push(clock.elapsed() - since);
@@ -204,16 +204,16 @@ pub(crate) fn drive<'a>(
     let before = Spent::until_now();
     let mut slice = thread::scope(|scope| {
         let threads: Vec<_> = (0..clients).map(|n| scope.spawn(move || serve(n))).collect();
-        start.wait();
-        let since = clock.elapsed();
         let mut slice = Slice::default();
+        let (mut first, mut last) = (Duration::MAX, Duration::ZERO);
         for thread in threads {
-            let (ops, latencies) = thread.join().expect("clients do not panic");
+            let (ops, latencies, begun, ended) = thread.join().expect("clients do not panic");
             slice.ops += ops;
             slice.latencies.extend(latencies);
+            (first, last) = (first.min(begun), last.max(ended));
         }
         // Until the last has been answered.
-        slice.took = clock.elapsed() - since;
+        slice.took = last - first;
         slice
     });
     thread::sleep(time / 4);

@@ -33,6 +33,9 @@ pub(crate) struct Attributes(Option<Arc<[u8]>>);
 /// New attributes by name; `None`: it is removed.
 pub(crate) type Edits = BTreeMap<Name, Option<Attribute>>;
 
+/// The name of an attribute that was changed, by which commit, and its value.
+pub(crate) type Changed<'a> = (&'a str, Revision, &'a [u8]);
+
 /// Of a name's length and a revision.
 const HEAD: usize = 12;
 
@@ -148,7 +151,7 @@ impl Attributes {
     pub(crate) fn changed_since<'a>(
         &'a self,
         before: &'a Attributes,
-    ) -> (Vec<(&'a str, Revision, &'a [u8])>, Vec<&'a str>) {
+    ) -> (Vec<Changed<'a>>, Vec<&'a str>) {
         let (mut set, mut removed) = (Vec::new(), Vec::new());
         // Both are in the order of their names.
         let mut old = before.parts().peekable();

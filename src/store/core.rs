@@ -20,7 +20,7 @@ use crate::store::events::{Event, Events};
 use crate::store::listeners::{Ends, Registered};
 use crate::store::lock;
 use crate::store::outcome::{Report, slot};
-use crate::store::snapshots::{Snapshot, Snapshots};
+use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
 use crate::store::versions::Versions;
 
@@ -40,11 +40,11 @@ pub(crate) struct Bounds {
 pub(crate) struct Core {
     pub engine: Arc<dyn Engine>,
     pub clock: Arc<dyn Clock>,
-    pub time: Mutex<StoreTime>,
+    pub time: StoreTime,
     pub chance: Chance,
     pub bounds: Bounds,
     pub versions: Versions,
-    pub snapshots: Arc<Snapshots>,
+    pub snapshots: Snapshots,
     pub names: RwLock<BTreeMap<Arc<str>, ContainerId>>,
     pub resolvers: Resolvers,
     pub listeners: Registered,
@@ -53,6 +53,8 @@ pub(crate) struct Core {
     pub counters: Counters,
     /// `None` once the store is closed.
     pub queue: RwLock<Option<Sender<Request>>>,
+    /// The same, for those who only ask.
+    pub closed: AtomicBool,
     /// Tasks that found the queue full.
     pub without_room: Mutex<Vec<Waker>>,
     pub anyone_without_room: AtomicBool,
@@ -65,31 +67,45 @@ pub(crate) struct Core {
 impl Core {
     /// The store's time: never goes back.
     pub(crate) fn now(&self) -> Time {
-        let (now, trouble) = lock(&self.time).read(self.clock.wall(), self.clock.elapsed());
+        self.times().0
+    }
+
+    /// The store's time, and what has elapsed.
+    pub(crate) fn times(&self) -> (Time, Duration) {
+        let (now, elapsed, trouble) = self.time.read(&*self.clock);
         if let Some(trouble) = trouble {
             self.event(&Event::Clock(trouble));
         }
-        now
+        (now, elapsed)
     }
 
     pub(crate) fn event(&self, event: &Event) {
         self.events.send(event, &self.counters.events_dropped);
     }
 
+    /// A snapshot for a transaction, which releases it.
     pub(crate) fn begin(&self) -> Result<Snapshot, Error> {
         self.check_open()?;
         Ok(self.snapshots.register(self.clock.elapsed()))
     }
 
+    /// A snapshot for the store's own use, released when it is dropped.
+    pub(crate) fn hold(&self) -> Result<Held<'_>, Error> {
+        self.check_open()?;
+        Ok(self.snapshots.hold(self.clock.elapsed()))
+    }
+
+    /// An error once the store is closed.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
-        match &*self.queue.read().expect("nothing panics while it is held") {
-            Some(_) => Ok(()),
-            None => Err(Error::Closed),
+        match self.closed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::Closed),
         }
     }
 
     /// Takes no more commits; those that are queued are finished.
     pub(crate) fn refuse(&self) {
+        self.closed.store(true, Ordering::Release);
         drop(self.queue.write().expect("nothing panics while it is held").take());
     }
 

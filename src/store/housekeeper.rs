@@ -16,7 +16,7 @@ use crate::store::commit::Work;
 use crate::store::core::Core;
 use crate::store::events::Event;
 use crate::store::outcome::Report;
-use crate::store::versions::first_row;
+use crate::store::pinned::first_row;
 
 /// How many sessions one commit of the housekeeper looks at.
 const BATCH: usize = 256;
@@ -76,7 +76,7 @@ fn refile(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     loop {
         // Container and sessions are those of one snapshot: what was filed before the timeout was
         // shortened is among the sessions, and what was filed after it needs no filing.
-        let snapshot = core.begin()?;
+        let snapshot = core.hold()?;
         let state = core.container(id, &snapshot);
         let Some(from) = state.refile_from.clone() else { return Ok(swept) };
         let pinned = core.versions.pin(id, snapshot.revision());

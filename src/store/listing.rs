@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::model::container::ContainerId;
 use crate::model::key::Key;
 use crate::model::session::{Record, SessionId};
+use crate::store::pinned::Pinned;
 use crate::store::session::Session;
-use crate::store::versions::Pinned;
 use crate::store::workspace::Workspace;
 
 const PAGE: usize = 256;
@@ -28,8 +28,8 @@ pub(crate) struct Listing {
 
 impl Listing {
     pub(crate) fn new(workspace: &Arc<Workspace>, container: ContainerId) -> Result<Self, Error> {
-        let pinned = workspace.core.versions.pin(container, workspace.snapshot.revision());
-        workspace.check_age()?;
+        let pinned = workspace.door.versions.pin(container, workspace.snapshot.revision());
+        workspace.check()?;
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
         Ok(Listing { workspace: Arc::clone(workspace), container, pinned, page, next })
     }
@@ -40,9 +40,9 @@ impl Listing {
         let state = self.workspace.container(self.container)?;
         let policy = self.workspace.policy(self.container)?;
         let drafted = self.workspace.drafted(self.container)?;
-        let now = self.workspace.core.now();
+        let now = self.workspace.door.now();
         let container = self.container;
-        self.pinned.look(&self.workspace.core.versions, |pinned| {
+        self.pinned.look(&self.workspace.core().versions, |pinned| {
             let mut expired = 0;
             pinned.suspects(&state, &policy, now, |key| {
                 if !drafted.contains(&key) {
@@ -58,7 +58,7 @@ impl Listing {
 
     fn fill(&mut self) -> Result<(), Error> {
         let Some(from) = self.next.take() else { return Ok(()) };
-        let (container, versions) = (self.container, &self.workspace.core.versions);
+        let (container, versions) = (self.container, &self.workspace.core().versions);
         let scan = |pinned: &Pinned| pinned.scan(container, &from, PAGE);
         let (rows, next) = self.pinned.look(versions, scan)?;
         let mut page: BTreeMap<_, _> =

@@ -7,6 +7,7 @@ mod chance;
 mod commit;
 mod container;
 mod core;
+mod door;
 mod events;
 mod housekeeper;
 mod judge;
@@ -14,6 +15,7 @@ mod listeners;
 mod listing;
 mod options;
 mod outcome;
+mod pinned;
 mod round;
 mod session;
 mod snapshots;
@@ -39,6 +41,7 @@ use crate::model::session::CommitId;
 use crate::store::chance::Chance;
 use crate::store::commit::Work;
 use crate::store::core::{Core, Told};
+use crate::store::door::Doors;
 use crate::store::listeners::Ends;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
@@ -77,6 +80,7 @@ pub use transaction::{Savepoint, Transaction};
 #[derive(Clone)]
 pub struct Store {
     core: Arc<Core>,
+    doors: Doors,
     /// Keeps the threads going. `None` in the hands of a listener: it may use the store, but does
     /// not keep it open.
     running: Option<Arc<Running>>,
@@ -135,8 +139,8 @@ impl Store {
         let Recovered { view, folded, sessions, containers, revision, time } = recovered;
         let clock = options.clock;
         let ahead_max = options.clock_ahead_max.unwrap_or_else(|| clock.ahead_max());
-        let time = StoreTime::new(time, clock.wall(), clock.elapsed(), ahead_max);
-        let snapshots = Arc::new(Snapshots::default());
+        let time = StoreTime::new(time, &*clock, ahead_max);
+        let snapshots = Snapshots::default();
         snapshots.sync(revision);
         snapshots.publish(revision);
         let (queue, requests) = bounded(options.bounds.queue_max);
@@ -147,7 +151,7 @@ impl Store {
         let core = Arc::new(Core {
             engine: Arc::new(engine),
             clock,
-            time: Mutex::new(time),
+            time,
             chance: Chance::new(options.seed)?,
             bounds: options.bounds,
             versions: Versions::new(view, folded, sessions, containers, resident),
@@ -159,6 +163,7 @@ impl Store {
             events: events::Events::default(),
             counters: Counters::default(),
             queue: RwLock::new(Some(queue)),
+            closed: false.into(),
             without_room: Mutex::default(),
             anyone_without_room: false.into(),
             revoked: RwLock::default(),
@@ -172,8 +177,10 @@ impl Store {
         threads.committer =
             Some(threads::spawn("commit", move || commit::run(&core, &*core.engine, &requests))?);
         let core = Arc::clone(&running.core);
+        let doors = Doors::new(&core);
+        let lent = Store { core: Arc::clone(&core), doors: doors.clone(), running: None };
         threads.courier = Some(threads::spawn("courier", move || {
-            let tell = |session: &_, reason| deliver(&core, session, reason);
+            let tell = |session: &_, reason| deliver(&lent, session, reason);
             core.ends.deliver(&undelivered, tell, || core.there_is_room());
         })?);
         if let Some(every) = options.sweep_every {
@@ -185,7 +192,7 @@ impl Store {
             })?);
         }
         drop(threads);
-        Ok(Store { core: Arc::clone(&running.core), running: Some(running) })
+        Ok(Store { core: Arc::clone(&running.core), doors, running: Some(running) })
     }
 
     /// The container of this name, with the policy that is stored.
@@ -243,7 +250,7 @@ impl Store {
     ///
     /// [`Error::Closed`].
     pub fn begin(&self) -> Result<Transaction, Error> {
-        Transaction::begin(Arc::clone(&self.core))
+        Transaction::begin(Arc::clone(self.doors.door()))
     }
 
     /// Runs a closure in a transaction and commits it. On a conflict the closure **runs again** on
@@ -402,8 +409,7 @@ impl Store {
     /// Believes the wall clock, however far ahead it has jumped; see
     /// [`Event::Clock`](crate::Event). Sessions that it makes expire will have expired.
     pub fn accept_clock(&self) {
-        let clock = &self.core.clock;
-        lock(&self.core.time).accept(clock.wall(), clock.elapsed());
+        self.core.time.accept(&*self.core.clock);
     }
 
     /// Closes the store: commits that are queued are finished, ends are delivered, the files are
@@ -481,14 +487,14 @@ fn join(thread: Option<JoinHandle<()>>) {
 }
 
 /// Tells one end to its listener and to those who receive events.
-fn deliver(core: &Arc<Core>, session: &Arc<EndedSession>, reason: EndReason) {
+fn deliver(store: &Store, session: &Arc<EndedSession>, reason: EndReason) {
+    let core = &store.core;
     core.event(&Event::Ended(Arc::clone(session), reason));
     let Some(name) = &session.listener else { return };
     let Some(listener) = core.listeners.on_end.get(name) else {
         return core.event(&Event::ListenerMissing { listener: name.clone() });
     };
-    let store = Store { core: Arc::clone(core), running: None };
-    if let Err(event) = listeners::call(name, || listener(&store, session, reason)) {
+    if let Err(event) = listeners::call(name, || listener(store, session, reason)) {
         Counters::add(&core.counters.listener_failures, 1);
         core.event(&event);
     }

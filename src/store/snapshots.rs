@@ -6,36 +6,63 @@
 //! gets an error at its next use, instead of memory without bound.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::ops::Deref;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::model::session::Revision;
 use crate::store::lock;
 
 /// How many locks the snapshots are spread over.
-const SHARDS: usize = 16;
+pub(crate) const SHARDS: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct Snapshots {
-    shards: [Mutex<Vec<Arc<Living>>>; SHARDS],
+    shards: [Shard; SHARDS],
     published: AtomicU64,
     durable: AtomicU64,
+    /// How many times snapshots have been given up: who finds none since it began was not.
+    given_up: AtomicU64,
+}
+
+/// Far enough from its neighbours that threads do not take turns with a cache line.
+#[derive(Default)]
+#[repr(align(128))]
+struct Shard(Mutex<Registered>);
+
+#[derive(Default)]
+struct Registered {
+    next: u64,
+    living: Vec<Living>,
 }
 
 struct Living {
+    /// Its number within the shard, never used twice.
+    number: u64,
+    revision: Revision,
+    begun: Duration,
+}
+
+/// A registered snapshot. What it may see is kept until it is released or given up.
+pub(crate) struct Snapshot {
+    shard: usize,
+    number: u64,
     revision: Revision,
     /// On the clock of elapsed time.
     begun: Duration,
-    given_up: AtomicBool,
+    /// How many times snapshots had been given up.
+    given_up: u64,
 }
 
-/// A registered snapshot. What it may see is kept until this is dropped or given up.
-pub(crate) struct Snapshot {
-    registry: Arc<Snapshots>,
-    living: Arc<Living>,
-    shard: usize,
-    released: AtomicBool,
+impl Snapshot {
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) fn begun(&self) -> Duration {
+        self.begun
+    }
 }
 
 impl Snapshots {
@@ -59,23 +86,47 @@ impl Snapshots {
         self.durable.store(revision.0, Ordering::Release);
     }
 
-    /// Registers a snapshot of what is published.
-    pub(crate) fn register(self: &Arc<Self>, now: Duration) -> Snapshot {
-        let shard = shard_of_this_thread() % self.shards.len();
-        let mut living = lock(&self.shards[shard]);
+    /// Registers a snapshot of what is published. It is to be [released](Snapshots::release).
+    pub(crate) fn register(&self, begun: Duration) -> Snapshot {
+        let shard = shard_of_this_thread();
+        let mut registered = lock(&self.shards[shard].0);
         // Read under the lock: who looks for the oldest snapshot after this finds it.
         let revision = self.published();
-        let snapshot = Arc::new(Living { revision, begun: now, given_up: AtomicBool::new(false) });
-        living.push(Arc::clone(&snapshot));
-        let (registry, released) = (Arc::clone(self), AtomicBool::new(false));
-        Snapshot { registry, living: snapshot, shard, released }
+        let given_up = self.given_up.load(Ordering::Acquire);
+        let number = registered.next;
+        registered.next += 1;
+        registered.living.push(Living { number, revision, begun });
+        Snapshot { shard, number, revision, begun, given_up }
+    }
+
+    /// The same, until it is dropped.
+    pub(crate) fn hold(&self, begun: Duration) -> Held<'_> {
+        Held { snapshots: self, snapshot: self.register(begun) }
+    }
+
+    /// Ends a snapshot's life; nothing is kept for it any more.
+    pub(crate) fn release(&self, snapshot: &Snapshot) {
+        let living = &mut lock(&self.shards[snapshot.shard].0).living;
+        // Most that end are among the last that began.
+        if let Some(at) = living.iter().rposition(|living| living.number == snapshot.number) {
+            living.swap_remove(at);
+        }
+    }
+
+    /// Whether what a snapshot saw may be gone. Ask after a read, not before.
+    pub(crate) fn is_given_up(&self, snapshot: &Snapshot) -> bool {
+        if self.given_up.load(Ordering::Acquire) == snapshot.given_up {
+            return false;
+        }
+        let living = &lock(&self.shards[snapshot.shard].0).living;
+        living.iter().all(|living| living.number != snapshot.number)
     }
 
     /// The revision of the oldest living snapshot, or what is published if there is none.
     pub(crate) fn oldest(&self) -> Revision {
         // Published first: a snapshot registered after its shard was read is not older than this.
         let published = self.published();
-        let oldest = |shard: &Mutex<Vec<Arc<Living>>>| lock(shard).iter().map(|l| l.revision).min();
+        let oldest = |shard: &Shard| lock(&shard.0).living.iter().map(|l| l.revision).min();
         self.shards.iter().filter_map(oldest).min().map_or(published, |r| r.min(published))
     }
 
@@ -101,61 +152,49 @@ impl Snapshots {
     fn give_up(&self, which: impl Fn(&Living) -> bool) -> usize {
         let mut given_up = 0;
         for shard in &self.shards {
-            lock(shard).retain(|living| {
-                let out = which(living);
-                if out {
-                    living.given_up.store(true, Ordering::Release);
-                    given_up += 1;
-                }
-                !out
-            });
+            let living = &mut lock(&shard.0).living;
+            let before = living.len();
+            living.retain(|living| !which(living));
+            given_up += before - living.len();
+        }
+        if given_up > 0 {
+            // Before what they saw is dropped: who reads that it is gone reads this too.
+            self.given_up.fetch_add(1, Ordering::AcqRel);
         }
         given_up
     }
 
     /// How many snapshots live.
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| lock(&shard.0).living.len()).sum()
     }
 }
 
-impl Snapshot {
-    pub(crate) fn revision(&self) -> Revision {
-        self.living.revision
-    }
+/// A snapshot that is released when this is dropped.
+pub(crate) struct Held<'a> {
+    snapshots: &'a Snapshots,
+    snapshot: Snapshot,
+}
 
-    pub(crate) fn begun(&self) -> Duration {
-        self.living.begun
-    }
+impl Deref for Held<'_> {
+    type Target = Snapshot;
 
-    /// Ends the snapshot's life early; nothing is kept for it any more.
-    pub(crate) fn release(&self) {
-        if self.released.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let mut shard = lock(&self.registry.shards[self.shard]);
-        if let Some(at) = shard.iter().position(|living| Arc::ptr_eq(living, &self.living)) {
-            shard.swap_remove(at);
-        }
-    }
-
-    /// Whether what this snapshot saw may be gone. Ask after a read, not before.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.living.given_up.load(Ordering::Acquire)
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
     }
 }
 
-impl Drop for Snapshot {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.release();
+        self.snapshots.release(&self.snapshot);
     }
 }
 
-/// A number that differs between threads, as far as there are shards.
-fn shard_of_this_thread() -> usize {
+/// A number below [`SHARDS`] that differs between threads, as far as there are so many.
+pub(crate) fn shard_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static SHARD: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
+        static SHARD: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
     }
     SHARD.get()
 }

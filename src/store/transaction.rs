@@ -11,7 +11,7 @@ use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Revision, SessionId};
 use crate::store::commit::{Request, Work};
 use crate::store::container::Container;
-use crate::store::core::Core;
+use crate::store::door::Door;
 use crate::store::events::Event;
 use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
@@ -54,8 +54,8 @@ pub struct Savepoint(u64);
 const STARTING_MAX: usize = 16;
 
 impl Transaction {
-    pub(crate) fn begin(core: Arc<Core>) -> Result<Self, Error> {
-        let workspace = Arc::new(Workspace::new(core)?);
+    pub(crate) fn begin(door: Arc<Door>) -> Result<Self, Error> {
+        let workspace = Arc::new(Workspace::new(door)?);
         Ok(Transaction { workspace, lent: false })
     }
 
@@ -126,7 +126,7 @@ impl Transaction {
         if policy.limit > 0 && self.len_at_most(container, policy.limit)? >= policy.limit {
             return Err(Error::Limit { limit: LimitKind::Sessions, max: policy.limit });
         }
-        let id = self.workspace.core.chance.session_id();
+        let id = self.workspace.door.chance.session_id();
         self.workspace.with_draft(&place, |draft, policy, now| {
             // Another thread with a handle of this transaction may have been faster.
             if is_taken(draft, policy, now) {
@@ -191,7 +191,7 @@ impl Transaction {
     ///
     /// As for [`get`](Transaction::get).
     pub fn reattach(&self, handle: &Session) -> Result<Option<Session>, Error> {
-        if !Arc::ptr_eq(&handle.workspace.core, &self.workspace.core) {
+        if !Arc::ptr_eq(handle.workspace.core(), self.workspace.core()) {
             return Err(Error::Stranger);
         }
         let place = handle.place.clone();
@@ -342,7 +342,7 @@ impl Transaction {
     /// is over.
     pub fn commit(self) -> Result<Report, Error> {
         match self.workspace.finish()? {
-            Some(intent) => self.workspace.core.submit(Work::Transaction(intent)),
+            Some(intent) => self.workspace.door.submit(Work::Transaction(intent)),
             None => Ok(Report::nothing(self.revision())),
         }
     }
@@ -353,7 +353,7 @@ impl Transaction {
             Ok(Some(intent)) => {
                 let (reply, waiting) = slot();
                 let request = Request { work: Work::Transaction(intent), reply };
-                Commit::queue(Arc::clone(&self.workspace.core), request, waiting)
+                Commit::queue(Arc::clone(self.workspace.core()), request, waiting)
             }
             Ok(None) => Commit::decided(Ok(Report::nothing(self.revision()))),
             Err(error) => Commit::decided(Err(error)),
@@ -363,7 +363,7 @@ impl Transaction {
     /// Tells a listener of a new session, inside this transaction. If it fails, what it changed is
     /// rolled back and the session stays.
     fn tell_start(&self, name: &str, session: &Session) -> Result<(), Error> {
-        let core = &self.workspace.core;
+        let core = self.workspace.core();
         let Some(listener) = core.listeners.on_start.get(name) else {
             core.event(&Event::ListenerMissing { listener: name.to_owned() });
             return Ok(());
@@ -391,7 +391,7 @@ impl Transaction {
     }
 
     fn container_id(&self, container: &Container) -> Result<ContainerId, Error> {
-        match Arc::ptr_eq(&container.core, &self.workspace.core) {
+        match Arc::ptr_eq(&container.core, self.workspace.core()) {
             true => Ok(container.id),
             false => Err(Error::Stranger),
         }

@@ -19,21 +19,19 @@
 //! not settled, under the lock in which the view is exchanged.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
-use std::ops::{Bound, ControlFlow};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use crate::engine::{Commit, View, successor};
 use crate::error::Error;
-use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
-use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision};
 use crate::model::timeslice::NEVER;
 use crate::store::lock;
+use crate::store::pinned::{Page, Pinned, Row, first_row};
 
 /// The states of one thing, each from the revision on that is beside it.
 #[derive(Debug)]
@@ -75,7 +73,10 @@ impl<T: Clone> History<T> {
     }
 }
 
-type Session = Option<Arc<Record>>;
+pub(crate) type Session = Option<Arc<Record>>;
+
+/// The policies of all containers.
+pub(crate) type Policies = BTreeMap<ContainerId, Arc<Policy>>;
 
 /// A session in memory.
 struct Resident {
@@ -87,22 +88,22 @@ struct Resident {
 }
 
 struct Shard {
-    sessions: HashMap<Place, Resident>,
+    sessions: HashMap<Hashed, Resident, BuildHasherDefault<AsHashed>>,
     /// Those that the view may not show as every snapshot should see them.
-    unsettled: Vec<Place>,
+    unsettled: Vec<Hashed>,
     /// No bucket of those is earlier.
     earliest: u64,
 }
 
 impl Default for Shard {
     fn default() -> Self {
-        Shard { sessions: HashMap::new(), unsettled: Vec::new(), earliest: NEVER }
+        Shard { sessions: HashMap::default(), unsettled: Vec::new(), earliest: NEVER }
     }
 }
 
 impl Shard {
     /// Lists a session that is not settled any more.
-    fn list(&mut self, place: Place, session: &Session) {
+    fn list(&mut self, place: Hashed, session: &Session) {
         self.unsettled.push(place);
         self.note_bucket(session);
     }
@@ -113,11 +114,36 @@ impl Shard {
     }
 }
 
-/// A row of the expiry index: bucket and key.
-pub(crate) type Row = (u64, Key);
+/// A place with its hash: taken once to find both the shard and the session in it.
+#[derive(Clone, PartialEq, Eq)]
+struct Hashed {
+    hash: u64,
+    place: Place,
+}
 
-/// Some of what a walk finds, and where it goes on, if anywhere.
-type Page<T, From> = (Vec<T>, Option<From>);
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Takes a hash for what it is.
+#[derive(Default)]
+struct AsHashed(u64);
+
+impl Hasher for AsHashed {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("what is hashed is one number");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// How many locks the sessions are spread over.
 const SHARDS: usize = 64;
@@ -132,164 +158,25 @@ pub(crate) struct Versions {
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     /// Which session got a new version when, oldest first: where to look for what can be dropped.
-    written: Mutex<VecDeque<(Revision, Place)>>,
+    written: Mutex<VecDeque<(Revision, Hashed)>>,
     /// The revision of the first of those; the greatest number if there is none.
     oldest_written: AtomicU64,
     /// How many versions have been replaced and are kept, and what they weigh.
     replaced: AtomicUsize,
     replaced_bytes: AtomicUsize,
-    /// What the newest versions weigh, and what they may.
+    /// What the newest versions weigh, those of settled sessions by themselves, and what they may.
     resident_bytes: AtomicUsize,
+    settled_bytes: AtomicUsize,
     resident_bytes_max: usize,
     /// Where to look next for sessions to let go of.
     hand: AtomicUsize,
     containers: RwLock<BTreeMap<ContainerId, History<Arc<ContainerState>>>>,
+    /// The last commit that has made a container or changed a policy, if only for a moment.
+    policies_changed: AtomicU64,
     /// The newest view, and the revision up to which it holds everything.
     checkpoint: RwLock<(Arc<dyn View>, Revision)>,
     /// For those who wait for another view.
     exchange: (Mutex<()>, Condvar),
-}
-
-/// A consistent state to scan: a view, and what must be taken from elsewhere.
-pub(crate) struct Pinned {
-    container: ContainerId,
-    snapshot: Revision,
-    view: Arc<dyn View>,
-    /// The sessions of one container that the view does not show as the snapshot should see them.
-    sessions: BTreeMap<Key, Session>,
-}
-
-impl Pinned {
-    /// Looks at what is pinned; if its view has ended, at the same in another one.
-    pub(crate) fn look<T>(
-        &mut self,
-        versions: &Versions,
-        mut look: impl FnMut(&Pinned) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        match look(self) {
-            Err(_) if versions.is_exchanged(&self.view) => {
-                *self = versions.pin(self.container, self.snapshot);
-                look(self)
-            }
-            looked => looked,
-        }
-    }
-
-    /// The session under a key as the snapshot sees it.
-    pub(crate) fn read(&self, container: ContainerId, key: &Key) -> Result<Session, Error> {
-        match self.sessions.get(key) {
-            Some(session) => Ok(session.clone()),
-            None => self.view.read(&(container, key.clone())),
-        }
-    }
-
-    /// Some sessions from `from` on, in the order of their keys, and where to go on, if anywhere.
-    pub(crate) fn scan(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<Page<(Key, Arc<Record>), Key>, Error> {
-        let (found, next) = self.rows(container, from, max)?;
-        let found = found.into_iter().filter_map(|(key, session)| Some((key, session?)));
-        Ok((found.collect(), next))
-    }
-
-    /// The keys of those, whether their records can be read or not.
-    pub(crate) fn keys(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<Page<Key, Key>, Error> {
-        let (found, next) = self.rows(container, from, max)?;
-        Ok((found.into_keys().collect(), next))
-    }
-
-    fn rows(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-    ) -> Result<(BTreeMap<Key, Session>, Option<Key>), Error> {
-        let rows = self.view.scan(container, from, max)?;
-        let next = rows.get(max - 1).map(|(last, _)| successor(last));
-        let until = next.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found: BTreeMap<_, _> = rows.into_iter().collect();
-        let here = self.sessions.range((Bound::Included(from.clone()), until));
-        for (key, session) in here {
-            match session {
-                Some(_) => found.insert(key.clone(), session.clone()),
-                None => found.remove(key),
-            };
-        }
-        Ok((found, next))
-    }
-
-    /// Sessions in buckets up to `until`: the rows of the index that hold, and where to go on. The
-    /// first call gives those in memory too, so that together nothing is missing or twice.
-    pub(crate) fn due(
-        &self,
-        container: ContainerId,
-        until: u64,
-        from: &Row,
-        max: usize,
-    ) -> Result<Page<Row, Row>, Error> {
-        let mut rows = self.view.due(container, until, from, max)?;
-        let next = rows.get(max - 1).map(|(bucket, key)| (*bucket, successor(key)));
-        rows.retain(|(_, key)| !self.sessions.contains_key(key));
-        if *from == first_row() {
-            let bucket = |(key, session): (&Key, &Session)| {
-                Some((session.as_ref()?.bucket, key.clone())).filter(|(bucket, _)| *bucket <= until)
-            };
-            rows.extend(self.sessions.iter().filter_map(bucket));
-            rows.sort();
-        }
-        Ok((rows, next))
-    }
-
-    /// Shows every key of a container whose session may have expired under `policy`, until `visit`
-    /// has seen enough. The index tells, unless buckets may be too late: then it is every key.
-    pub(crate) fn suspects(
-        &self,
-        state: &ContainerState,
-        policy: &Policy,
-        now: Time,
-        mut visit: impl FnMut(Key) -> Result<ControlFlow<()>, Error>,
-    ) -> Result<(), Error> {
-        const PAGE: usize = 256;
-        if state.refile_from.is_some() || policy.lifetime_secs() < state.policy.lifetime_secs() {
-            let page = |from: &Key| self.keys(state.id, from, PAGE);
-            walk(Key::from(""), page, visit)
-        } else {
-            let page = |from: &Row| self.due(state.id, now.as_secs(), from, PAGE);
-            walk(first_row(), page, |(_, key)| visit(key))
-        }
-    }
-}
-
-/// Goes through page after page, until `visit` has seen enough.
-fn walk<T, From>(
-    first: From,
-    page: impl Fn(&From) -> Result<Page<T, From>, Error>,
-    mut visit: impl FnMut(T) -> Result<ControlFlow<()>, Error>,
-) -> Result<(), Error> {
-    let mut from = Some(first);
-    while let Some(start) = from {
-        let (found, next) = page(&start)?;
-        for one in found {
-            if visit(one)?.is_break() {
-                return Ok(());
-            }
-        }
-        from = next;
-    }
-    Ok(())
-}
-
-/// Where the expiry index begins.
-pub(crate) fn first_row() -> Row {
-    (0, Key::from(""))
 }
 
 impl Versions {
@@ -309,13 +196,17 @@ impl Versions {
             replaced: AtomicUsize::new(0),
             replaced_bytes: AtomicUsize::new(0),
             resident_bytes: AtomicUsize::new(0),
+            settled_bytes: AtomicUsize::new(0),
             resident_bytes_max,
             hand: AtomicUsize::new(0),
             containers: RwLock::new(containers.into_iter().map(first).collect()),
+            // Later than a snapshot of nothing, so that the first look is a look.
+            policies_changed: AtomicU64::new(1),
             checkpoint: RwLock::new((view, folded)),
             exchange: Default::default(),
         };
         for (place, revision, session) in sessions {
+            let place = versions.hashed(&place);
             let mut shard = versions.shard(&place);
             versions.add(&versions.resident_bytes, &session);
             shard.list(place.clone(), &session);
@@ -327,27 +218,32 @@ impl Versions {
 
     /// The session at a place as of a snapshot that is registered.
     pub(crate) fn read(&self, place: &Place, snapshot: Revision) -> Result<Session, Error> {
-        if let Some(resident) = self.shard(place).sessions.get_mut(place) {
-            resident.used = true;
+        let place = self.hashed(place);
+        if let Some(resident) = self.shard(&place).sessions.get_mut(&place) {
+            // Written only if it changes, because others read it too.
+            if !resident.used {
+                resident.used = true;
+            }
             if let Some(session) = resident.history.at(snapshot) {
                 return Ok(session.clone());
             }
         }
-        self.fetch(place, |history| history.at(snapshot).cloned())
+        self.fetch(&place, |history| history.at(snapshot).cloned())
     }
 
     /// The session at a place as the last commit left it. For the committer alone.
     pub(crate) fn newest(&self, place: &Place) -> Result<Session, Error> {
-        if let Some(resident) = self.shard(place).sessions.get(place) {
+        let place = self.hashed(place);
+        if let Some(resident) = self.shard(&place).sessions.get(&place) {
             return Ok(resident.history.newest.1.clone());
         }
-        self.fetch(place, |history| Some(history.newest.1.clone()))
+        self.fetch(&place, |history| Some(history.newest.1.clone()))
     }
 
     /// Reads a session from the tables, and keeps it.
     fn fetch(
         &self,
-        place: &Place,
+        place: &Hashed,
         choose: impl Fn(&History<Session>) -> Option<Session>,
     ) -> Result<Session, Error> {
         let mut attempt = 1;
@@ -355,7 +251,7 @@ impl Versions {
             // As long as this is held the view stays the newest, so what is read is not outdated: a
             // commit that has changed the session since is here, because no view holds it.
             let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
-            let stored = match checkpoint.0.read(place) {
+            let stored = match checkpoint.0.read(&place.place) {
                 Ok(stored) => stored,
                 Err(error) => {
                     let view = Arc::clone(&checkpoint.0);
@@ -372,10 +268,9 @@ impl Versions {
             if let Some(session) = known.and_then(|resident| choose(&resident.history)) {
                 return Ok(session);
             }
-            if let Some(record) = &stored
-                && known.is_none()
-            {
+            if let (Some(record), None, false) = (&stored, known, self.is_full_of_unsettled()) {
                 self.add(&self.resident_bytes, &stored);
+                self.add(&self.settled_bytes, &stored);
                 let history = History::new(record.revision, stored.clone());
                 let resident = Resident { history, used: true, listed: false };
                 shard.sessions.insert(place.clone(), resident);
@@ -387,7 +282,7 @@ impl Versions {
     }
 
     /// Whether a view has ended and another one is there, for which it waits a little.
-    fn is_exchanged(&self, view: &Arc<dyn View>) -> bool {
+    pub(crate) fn is_exchanged(&self, view: &Arc<dyn View>) -> bool {
         let is_newest = || {
             let newest = self.checkpoint.read().expect("nothing panics while it is held");
             Arc::ptr_eq(&newest.0, view)
@@ -405,11 +300,11 @@ impl Versions {
         let mut sessions = BTreeMap::new();
         for shard in &self.shards {
             let shard = lock(shard);
-            for place in shard.unsettled.iter().filter(|place| place.0 == container) {
+            for place in shard.unsettled.iter().filter(|hashed| hashed.place.0 == container) {
                 // A session created after the snapshot has no version that it may see.
                 let history = shard.sessions.get(place).map(|resident| &resident.history);
                 let session = history.and_then(|history| history.at(snapshot).cloned().flatten());
-                sessions.insert(place.1.clone(), session);
+                sessions.insert(place.place.1.clone(), session);
             }
         }
         Pinned { container, snapshot, view: Arc::clone(&checkpoint.0), sessions }
@@ -428,7 +323,7 @@ impl Versions {
         let mut rows = checkpoint.0.due(container, until, from, max)?;
         let next = rows.get(max - 1).map(|(bucket, key)| (*bucket, successor(key)));
         rows.retain(|(bucket, key)| {
-            let place = (container, key.clone());
+            let place = self.hashed(&(container, key.clone()));
             let shard = self.shard(&place);
             let newest = shard.sessions.get(&place).map(|resident| &resident.history.newest.1);
             newest.is_none_or(|newest| newest.as_ref().is_some_and(|n| n.bucket == *bucket))
@@ -436,10 +331,10 @@ impl Versions {
         if *from == first_row() {
             // Nearly always nobody here is due.
             for shard in self.shards.iter().map(lock).filter(|shard| shard.earliest <= until) {
-                for place in shard.unsettled.iter().filter(|place| place.0 == container) {
+                for place in shard.unsettled.iter().filter(|hashed| hashed.place.0 == container) {
                     let newest = shard.sessions.get(place).map(|found| &found.history.newest.1);
                     let bucket = newest.and_then(|newest| Some(newest.as_ref()?.bucket));
-                    rows.extend(bucket.filter(|b| *b <= until).map(|b| (b, place.1.clone())));
+                    rows.extend(bucket.filter(|b| *b <= until).map(|b| (b, place.place.1.clone())));
                 }
             }
             rows.sort();
@@ -460,6 +355,20 @@ impl Versions {
         Some(Arc::clone(history.at(snapshot).unwrap_or_else(|| &first().1)))
     }
 
+    /// The policies as of a snapshot.
+    pub(crate) fn policies(&self, snapshot: Revision) -> Policies {
+        let containers = self.containers.read().expect("nothing panics while it is held");
+        let policy = |(id, history): (&ContainerId, &History<Arc<ContainerState>>)| {
+            Some((*id, Arc::clone(&history.at(snapshot)?.policy)))
+        };
+        containers.iter().filter_map(policy).collect()
+    }
+
+    /// Whether two snapshots show the same policies, as far as one atomic load can tell.
+    pub(crate) fn have_same_policies(&self, one: Revision, other: Revision) -> bool {
+        self.policies_changed.load(Ordering::Acquire) <= one.min(other).0
+    }
+
     /// Every container as the last commit left it.
     pub(crate) fn containers(&self) -> Vec<Arc<ContainerState>> {
         let containers = self.containers.read().expect("nothing panics while it is held");
@@ -471,14 +380,17 @@ impl Versions {
     pub(crate) fn stage(&self, commit: &Commit) {
         let mut written = lock(&self.written);
         for change in &commit.sessions {
-            let (place, session) = (&change.place, change.after.clone());
-            let mut shard = self.shard(place);
+            let (place, session) = (self.hashed(&change.place), change.after.clone());
+            let mut shard = self.shard(&place);
             let shard = &mut *shard;
             self.add(&self.resident_bytes, &session);
-            let resident = match shard.sessions.get_mut(place) {
+            let resident = match shard.sessions.get_mut(&place) {
                 Some(resident) => {
                     let (_, before) = &resident.history.newest;
                     self.take(&self.resident_bytes, before);
+                    if !resident.listed {
+                        self.take(&self.settled_bytes, before);
+                    }
                     self.replace(before);
                     resident.history.push(commit.revision, session);
                     resident
@@ -498,12 +410,15 @@ impl Versions {
                 shard.unsettled.push(place.clone());
             }
             shard.note_bucket(&change.after);
-            written.push_back((commit.revision, place.clone()));
+            written.push_back((commit.revision, place));
         }
         self.note_oldest(&written);
         drop(written);
         if !commit.containers.is_empty() {
             let mut containers = self.containers.write().expect("nothing panics while it is held");
+            if commit.containers.iter().any(|state| state.policy_revision == commit.revision) {
+                self.policies_changed.store(commit.revision.0, Ordering::Release);
+            }
             for state in &commit.containers {
                 match containers.get_mut(&state.id) {
                     Some(history) => history.push(commit.revision, Arc::clone(state)),
@@ -549,6 +464,7 @@ impl Versions {
     pub(crate) fn checkpoint(&self, view: Arc<dyn View>, revision: Revision, oldest: Revision) {
         let mut checkpoint = self.checkpoint.write().expect("nothing panics while it is held");
         *checkpoint = (view, revision);
+        drop(checkpoint);
         let settled = revision.min(oldest);
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -563,14 +479,15 @@ impl Versions {
                     return true;
                 }
                 resident.listed = false;
+                self.add(&self.settled_bytes, session);
                 if session.is_none() {
+                    self.take(&self.settled_bytes, session);
                     self.take(&self.resident_bytes, session);
                     sessions.remove(place);
                 }
                 false
             });
         }
-        drop(checkpoint);
         let (waiting, exchanged) = &self.exchange;
         drop(lock(waiting));
         exchanged.notify_all();
@@ -594,7 +511,8 @@ impl Versions {
 
     /// Lets go of settled sessions until the rest is within its bounds.
     fn evict(&self) {
-        let too_many = || self.resident_bytes.load(Ordering::Relaxed) > self.resident_bytes_max;
+        let bytes = || self.resident_bytes.load(Ordering::Relaxed);
+        let too_many = || bytes() > self.resident_bytes_max && !self.is_full_of_unsettled();
         // Once round to take the marks away, and once more.
         for _ in 0..2 * SHARDS {
             if !too_many() {
@@ -604,6 +522,7 @@ impl Versions {
             lock(&self.shards[next]).sessions.retain(|_, resident| {
                 let stays = resident.listed || std::mem::take(&mut resident.used) || !too_many();
                 if !stays {
+                    self.take(&self.settled_bytes, &resident.history.newest.1);
                     self.take(&self.resident_bytes, &resident.history.newest.1);
                 }
                 stays
@@ -611,7 +530,15 @@ impl Versions {
         }
     }
 
-    fn note_oldest(&self, written: &VecDeque<(Revision, Place)>) {
+    /// Whether to look for settled sessions is not worth the while: there are few, and all others must
+    /// stay until the next checkpoint.
+    fn is_full_of_unsettled(&self) -> bool {
+        let few = self.resident_bytes_max / 32;
+        let bytes = |bytes: &AtomicUsize| bytes.load(Ordering::Relaxed);
+        bytes(&self.resident_bytes) > self.resident_bytes_max && bytes(&self.settled_bytes) < few
+    }
+
+    fn note_oldest(&self, written: &VecDeque<(Revision, Hashed)>) {
         let oldest = written.front().map_or(u64::MAX, |(revision, _)| revision.0);
         self.oldest_written.store(oldest, Ordering::Release);
     }
@@ -641,9 +568,13 @@ impl Versions {
         (count, self.resident_bytes.load(Ordering::Relaxed))
     }
 
-    fn shard(&self, place: &Place) -> MutexGuard<'_, Shard> {
-        let shard = self.hasher.hash_one(place) as usize % SHARDS;
-        lock(&self.shards[shard])
+    fn hashed(&self, place: &Place) -> Hashed {
+        Hashed { hash: self.hasher.hash_one(place), place: place.clone() }
+    }
+
+    fn shard(&self, place: &Hashed) -> MutexGuard<'_, Shard> {
+        // Neither the lowest bits nor the highest: the map looks at those.
+        lock(&self.shards[(place.hash >> 40) as usize % SHARDS])
     }
 
     fn replace(&self, session: &Session) {

@@ -17,12 +17,16 @@ use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Record, SessionId};
 use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
+use crate::store::door::Door;
 use crate::store::lock;
 use crate::store::snapshots::Snapshot;
+use crate::store::versions::Policies;
 
 pub(crate) struct Workspace {
-    pub core: Arc<Core>,
+    pub door: Arc<Door>,
     pub snapshot: Snapshot,
+    /// The policies as the snapshot shows them.
+    policies: Arc<Policies>,
     state: Mutex<State>,
 }
 
@@ -30,6 +34,8 @@ pub(crate) struct Workspace {
 #[derive(Default)]
 pub(crate) struct State {
     over: bool,
+    /// The store's time at the call that holds the lock.
+    pub now: Time,
     changes: Changes,
     /// The containers as the snapshot shows them, once they were asked for.
     containers: BTreeMap<ContainerId, Arc<ContainerState>>,
@@ -44,12 +50,12 @@ pub(crate) struct State {
 struct Changes {
     drafts: BTreeMap<Place, Draft>,
     /// Those that it has set.
-    policies: BTreeMap<ContainerId, Policies>,
+    policies: BTreeMap<ContainerId, Set>,
 }
 
-/// A policy as this transaction sees it.
+/// A policy that this transaction has set.
 #[derive(Clone)]
-struct Policies {
+struct Set {
     policy: Arc<Policy>,
     /// The same, as it decides who lives within this transaction: a longer timeout holds from the
     /// commit on, because what has expired must not become valid again.
@@ -57,28 +63,39 @@ struct Policies {
 }
 
 impl Workspace {
-    pub(crate) fn new(core: Arc<Core>) -> Result<Self, Error> {
-        let snapshot = core.begin()?;
-        Ok(Workspace { core, snapshot, state: Mutex::default() })
+    pub(crate) fn new(door: Arc<Door>) -> Result<Self, Error> {
+        let snapshot = door.begin()?;
+        let policies = door.policies(snapshot.revision());
+        Ok(Workspace { door, snapshot, policies, state: Mutex::default() })
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.door
     }
 
     /// The state of a transaction that is not over and whose snapshot holds.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         if state.over {
             return Err(Error::TransactionOver);
         }
-        self.check_age()?;
+        let (now, elapsed) = self.door.times();
+        let age = elapsed.saturating_sub(self.snapshot.begun());
+        if age >= self.door.bounds.snapshot_age_max {
+            return Err(Error::SnapshotTooOld { age });
+        }
+        self.check()?;
+        state.now = now;
         Ok(state)
     }
 
-    /// An error if what the snapshot saw may be gone. A read asks afterwards.
-    pub(crate) fn check_age(&self) -> Result<(), Error> {
-        let age = self.core.clock.elapsed().saturating_sub(self.snapshot.begun());
-        match self.snapshot.is_given_up() || age >= self.core.bounds.snapshot_age_max {
-            true => Err(Error::SnapshotTooOld { age }),
-            false => Ok(()),
+    /// An error if what the snapshot saw may be gone. Ask after a read.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if !self.door.snapshots.is_given_up(&self.snapshot) {
+            return Ok(());
         }
+        let age = self.door.clock.elapsed().saturating_sub(self.snapshot.begun());
+        Err(Error::SnapshotTooOld { age })
     }
 
     /// A container as the snapshot shows it.
@@ -88,12 +105,15 @@ impl Workspace {
 
     /// The policy that decides who lives within this transaction.
     pub(crate) fn policy(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
-        Ok(self.lock()?.policies(self, id).meanwhile)
+        let state = &mut *self.lock()?;
+        Ok(Arc::clone(self.meanwhile(&state.changes.policies, &mut state.containers, id)))
     }
 
     /// The policy that this transaction has set, or the stored one.
     pub(crate) fn settings(&self, id: ContainerId) -> Result<Arc<Policy>, Error> {
-        Ok(self.lock()?.policies(self, id).policy)
+        let mut state = self.lock()?;
+        let set = state.changes.policies.get(&id).map(|set| Arc::clone(&set.policy));
+        Ok(set.unwrap_or_else(|| Arc::clone(&state.container(self, id).policy)))
     }
 
     pub(crate) fn set_policy(&self, id: ContainerId, policy: Policy) -> Result<(), Error> {
@@ -108,8 +128,8 @@ impl Workspace {
         if policy.lifetime_secs() > stored.lifetime_secs() {
             meanwhile.timeout_secs = stored.timeout_secs;
         }
-        let policies = Policies { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
-        state.changes.policies.insert(id, policies);
+        let set = Set { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
+        state.changes.policies.insert(id, set);
         Ok(())
     }
 
@@ -119,18 +139,18 @@ impl Workspace {
         place: &Place,
         work: impl FnOnce(&mut Draft, &Policy, Time) -> T,
     ) -> Result<T, Error> {
-        let mut state = self.lock()?;
-        let policy = state.policies(self, place.0).meanwhile;
-        let drafts = &mut state.changes.drafts;
+        let state = &mut *self.lock()?;
+        let State { changes: Changes { drafts, policies }, containers, now, .. } = state;
+        let policy = self.meanwhile(policies, containers, place.0);
         let draft = match drafts.get_mut(place) {
             Some(draft) => draft,
             None => {
-                let base = self.core.versions.read(place, self.snapshot.revision())?;
-                self.check_age()?;
+                let base = self.door.versions.read(place, self.snapshot.revision())?;
+                self.check()?;
                 drafts.entry(place.clone()).or_insert(Draft::new(base))
             }
         };
-        Ok(work(draft, &policy, self.core.now()))
+        Ok(work(draft, policy, *now))
     }
 
     /// The session that this transaction sees under a key of which `base` is in the snapshot,
@@ -140,11 +160,11 @@ impl Workspace {
         place: &Place,
         base: Option<&Arc<Record>>,
     ) -> Result<Option<SessionId>, Error> {
-        let mut state = self.lock()?;
-        let (policy, now) = (state.policies(self, place.0).meanwhile, self.core.now());
-        Ok(match state.changes.drafts.get(place) {
-            Some(draft) => draft.live(&policy, now).map(|life| life.base.id),
-            None => base.filter(|record| !record.is_expired(&policy, now)).map(|record| record.id),
+        let State { changes, containers, now, .. } = &mut *self.lock()?;
+        let policy = self.meanwhile(&changes.policies, containers, place.0);
+        Ok(match changes.drafts.get(place) {
+            Some(draft) => draft.live(policy, *now).map(|life| life.base.id),
+            None => base.filter(|record| !record.is_expired(policy, *now)).map(|record| record.id),
         })
     }
 
@@ -158,11 +178,11 @@ impl Workspace {
     /// How many of a container's sessions have drafts: of those that the snapshot holds, and of
     /// those that this transaction sees.
     pub(crate) fn count_drafts(&self, id: ContainerId) -> Result<(u64, u64), Error> {
-        let mut state = self.lock()?;
-        let (policy, now) = (state.policies(self, id).meanwhile, self.core.now());
-        let drafts = state.changes.drafts.iter().filter(|(place, _)| place.0 == id);
+        let State { changes, containers, now, .. } = &mut *self.lock()?;
+        let policy = self.meanwhile(&changes.policies, containers, id);
+        let drafts = changes.drafts.iter().filter(|(place, _)| place.0 == id);
         Ok(drafts.fold((0, 0), |(found, seen), (_, draft)| {
-            let sees = draft.live(&policy, now).is_some();
+            let sees = draft.live(policy, *now).is_some();
             (found + u64::from(draft.has_base()), seen + u64::from(sees))
         }))
     }
@@ -201,17 +221,36 @@ impl Workspace {
         Ok(())
     }
 
+    /// The policy that decides who lives within this transaction. `set` and `containers` are those of
+    /// the state, which is locked.
+    fn meanwhile<'a>(
+        &'a self,
+        set: &'a BTreeMap<ContainerId, Set>,
+        containers: &'a mut BTreeMap<ContainerId, Arc<ContainerState>>,
+        id: ContainerId,
+    ) -> &'a Arc<Policy> {
+        match (set.get(&id), self.policies.get(&id)) {
+            (Some(set), _) => &set.meanwhile,
+            (None, Some(policy)) => policy,
+            // It is younger than the snapshot.
+            (None, None) => {
+                let read = || self.door.container(id, &self.snapshot);
+                &containers.entry(id).or_insert_with(read).policy
+            }
+        }
+    }
+
     /// Ends the transaction; what it wants, if that is anything.
     pub(crate) fn finish(&self) -> Result<Option<Intent>, Error> {
         let mut state = self.lock()?;
         let Changes { mut drafts, policies } = mem::take(&mut state.changes);
         drafts.retain(|_, draft| draft.has_effect());
-        let change = |(id, set): (ContainerId, Policies)| {
+        let change = |(id, set): (ContainerId, Set)| {
             let base = state.container(self, id).policy_revision;
             (id, PolicyChange { policy: set.policy, base })
         };
         let policies: BTreeMap<_, _> = policies.into_iter().map(change).collect();
-        self.check_age()?;
+        self.check()?;
         // Under the same lock: what another thread writes from now on fails, and is not lost.
         state.over = true;
         let durability = state.durability;
@@ -232,25 +271,16 @@ impl Workspace {
 
     /// Lets go of the snapshot, and of the versions that were kept for it alone.
     fn let_go(&self) {
-        self.snapshot.release();
-        if self.core.versions.are_kept_for(self.snapshot.revision()) {
-            self.core.forget();
+        self.door.snapshots.release(&self.snapshot);
+        if self.door.versions.are_kept_for(self.snapshot.revision()) {
+            self.door.forget();
         }
     }
 }
 
 impl State {
-    /// The policy of a container as this transaction sees it.
-    fn policies(&mut self, workspace: &Workspace, id: ContainerId) -> Policies {
-        if let Some(set) = self.changes.policies.get(&id) {
-            return set.clone();
-        }
-        let stored = Arc::clone(&self.container(workspace, id).policy);
-        Policies { policy: Arc::clone(&stored), meanwhile: stored }
-    }
-
     fn container(&mut self, workspace: &Workspace, id: ContainerId) -> &Arc<ContainerState> {
-        let read = || workspace.core.container(id, &workspace.snapshot);
+        let read = || workspace.door.container(id, &workspace.snapshot);
         self.containers.entry(id).or_insert_with(read)
     }
 }
