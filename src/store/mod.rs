@@ -371,6 +371,8 @@ impl Store {
     pub fn fate(&self, commit: CommitId) -> Fate {
         let engine = &self.core.engine;
         match engine.is_durable(commit.epoch, commit.revision) {
+            // The engine knows it first. Who is told that a commit took effect is to see it too.
+            Some(_) if commit.revision > self.core.snapshots.published() => Fate::Pending,
             Some(true) => Fate::Committed,
             Some(false) => Fate::NotCommitted,
             None if commit.epoch == engine.epoch() => Fate::Pending,
