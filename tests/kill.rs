@@ -261,6 +261,8 @@ struct Aging<'a> {
     chance: StdRng,
     clients: Vec<Client>,
     still: u64,
+    /// No client of the next process waits for a sync, so that it leaves much in doubt.
+    relaxed: bool,
     /// It is about to be closed for good: everything is looked at.
     closing: bool,
     /// How many processes have said that they opened it, and how many were started since.
@@ -280,6 +282,7 @@ impl<'a> Aging<'a> {
             chance: StdRng::seed_from_u64(seed),
             clients: vec![Client::default(); CLIENTS],
             still: 0,
+            relaxed: false,
             closing: false,
             starts: (0, 0),
             cut_off: false,
@@ -300,7 +303,10 @@ impl<'a> Aging<'a> {
             0 => None,
             n => Some((64 << 10) << (2 * (n % 3))),
         };
-        let relaxed = [0, 0, CLIENTS / 2, CLIENTS][self.chance.random_range(0..4)];
+        let relaxed = match self.relaxed {
+            true => CLIENTS,
+            false => [0, 0, CLIENTS / 2, CLIENTS][self.chance.random_range(0..4)],
+        };
         let thorough = self.closing || self.chance.random_ratio(1, 8);
         let (store, seed, verify) = (self.store(), self.seed, self.closing);
         let job = Job { store, seed, point, segment_bytes, relaxed, thorough, verify };
@@ -446,8 +452,10 @@ impl<'a> Aging<'a> {
         let mut most = 16;
         loop {
             // Otherwise it recovers what another one has left that died in the same way.
-            if self.chance.random() {
+            if self.chance.random_ratio(2, 3) {
+                self.relaxed = true;
                 self.die_after_deeds(None);
+                self.relaxed = false;
             }
             match self.die_opening(named, side, most) {
                 None => return,
