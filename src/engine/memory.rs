@@ -85,8 +85,8 @@ impl Engine for Memory {
         usize::MAX
     }
 
-    fn is_nearly_full(&self) -> bool {
-        false
+    fn room(&self) -> usize {
+        usize::MAX
     }
 
     fn fold(&self) -> Result<(), Error> {

@@ -43,6 +43,8 @@ pub(crate) struct Batch {
     /// The store's time, to go on from after a restart.
     pub time: Time,
     pub commits: Vec<Commit>,
+    /// It does nothing but end sessions: what room is left is for this.
+    pub only_ends: bool,
 }
 
 impl Commit {
@@ -89,7 +91,7 @@ pub(crate) struct Recovered {
 /// Why a batch was not applied.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Nothing of it was written, and the engine goes on.
+    /// Nothing of it was written, and the engine goes on. [`Error::Full`]: it may take a part of it.
     Refused(Error),
     /// It may be durable or not. The engine does nothing more until it has [recovered](Engine::recover).
     Unknown(Error),
@@ -159,8 +161,9 @@ pub(crate) trait Engine: Send + Sync {
     /// The greatest [weight](Commit::weight) of a commit; a batch may have twice as much.
     fn weight_max(&self) -> usize;
 
-    /// Whether there is room for ends only.
-    fn is_nearly_full(&self) -> bool;
+    /// How much a batch may weigh if it is not [for ends only](Batch::only_ends), where there is no
+    /// hope of more room.
+    fn room(&self) -> usize;
 
     /// Brings the view up to date, now.
     fn fold(&self) -> Result<(), Error>;
@@ -292,7 +295,7 @@ mod tests {
                 };
             }
             engine
-                .apply(Batch { time: Time::from_secs(9), commits }, true)
+                .apply(Batch { time: Time::from_secs(9), commits, only_ends: false }, true)
                 .expect("the disk is fine");
             engine.fold().expect("the disk is fine");
             let (view, at) = newest.0.lock().unwrap().clone();

@@ -254,14 +254,17 @@ impl Committer<'_> {
     fn commit(&mut self, requests: &mut VecDeque<Request>) {
         let (core, engine) = (self.core, self.engine);
         let mut round = Round::new(core, engine);
+        let mut works = Vec::with_capacity(requests.len());
         let mut verdicts = Vec::with_capacity(requests.len());
         while let Some(Request { work, reply }) = requests.pop_front() {
-            verdicts.push((reply, round.judge(work)));
+            verdicts.push((reply, round.judge(&work)));
+            works.push(work);
             if round.weight > round.weight_max {
                 break;
             }
         }
-        let Round { now, commits, ended, started, revision, made, durability, .. } = round;
+        let Round { now, commits, ended, started, revision, made, durability, only_ends, .. } =
+            round;
         if commits.is_empty() {
             return self.answer(verdicts);
         }
@@ -269,7 +272,7 @@ impl Committer<'_> {
         let count = commits.len();
         let durable = durability == Durability::Immediate || !ended.is_empty();
         let epoch = engine.epoch();
-        let written = caught(|| engine.apply(Batch { time: now, commits }, durable));
+        let written = caught(|| engine.apply(Batch { time: now, commits, only_ends }, durable));
         let effects = Effects { revision, count, ended, started, made };
         match written {
             Ok(()) => {
@@ -286,6 +289,13 @@ impl Committer<'_> {
                 }
                 effects.publish(core, revision);
                 self.answer(verdicts);
+            }
+            Err(Failure::Refused(Error::Full)) if !only_ends => {
+                core.versions.unstage(core.snapshots.published());
+                // The disk has become full meanwhile: now each of them is asked whether it may still.
+                for (work, (reply, _)) in works.into_iter().zip(verdicts).rev() {
+                    requests.push_front(Request { work, reply });
+                }
             }
             Err(Failure::Refused(error)) => {
                 core.versions.unstage(core.snapshots.published());

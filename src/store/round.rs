@@ -41,8 +41,18 @@ pub(crate) struct Round<'a> {
     /// What the commits weigh, and what a batch may.
     pub weight: usize,
     pub weight_max: usize,
-    /// The disk is full: only ends are let in.
-    nearly_full: bool,
+    /// What it may weigh with more in it than ends: less where the disk is full.
+    room: usize,
+    /// Whether there is nothing but ends in it.
+    pub only_ends: bool,
+}
+
+/// What a commit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It ends sessions, and so makes room.
+    Ends,
+    Any,
 }
 
 /// What one transaction would do, before it is accepted.
@@ -71,52 +81,53 @@ impl<'a> Round<'a> {
             durability: Durability::Relaxed,
             weight: 0,
             weight_max: engine.weight_max(),
-            nearly_full: engine.is_nearly_full(),
+            room: engine.room(),
+            only_ends: true,
         }
     }
 
-    pub(crate) fn judge(&mut self, work: Work) -> Result<Report, Error> {
-        let mut durability = Durability::Immediate;
+    pub(crate) fn judge(&mut self, work: &Work) -> Result<Report, Error> {
+        let (mut durability, mut kind) = (Durability::Immediate, Kind::Any);
         let outcome = match work {
             Work::Transaction(intent) => {
-                if self.nearly_full && !intent.only_ends() {
-                    return Err(Error::Full);
-                }
                 self.core.check_revoked(intent.snapshot)?;
                 durability = intent.durability(&self.containers);
-                self.judge_transaction(&intent)?
+                if intent.only_ends() {
+                    kind = Kind::Ends;
+                }
+                self.judge_transaction(intent)?
             }
-            Work::Make { .. } | Work::Refile { .. } if self.nearly_full => return Err(Error::Full),
             Work::Make { name, policy } => self.make(name, policy),
             Work::Sweep { container, rows } => {
-                let policy = Arc::clone(&self.containers[&container].policy);
+                let policy = Arc::clone(&self.containers[container].policy);
                 let mut outcome = Outcome::default();
                 for (bucket, key) in rows {
-                    let filed_here = |record: &Record| record.bucket == bucket;
-                    self.sweep(&mut outcome, (container, key), &policy, filed_here);
+                    let filed_here = |record: &Record| record.bucket == *bucket;
+                    self.sweep(&mut outcome, (*container, key.clone()), &policy, filed_here);
                 }
+                kind = Kind::Ends;
                 outcome
             }
             Work::Refile { container, policy: revision, from, keys, next } => {
-                let mut state = ContainerState::clone(&self.containers[&container]);
+                let mut state = ContainerState::clone(&self.containers[container]);
                 let policy = Arc::clone(&state.policy);
                 let mut outcome = Outcome::default();
                 // Otherwise the policy has changed again, and the walk begins anew.
-                if state.policy_revision == revision && state.refile_from.as_ref() == Some(&from) {
+                if state.policy_revision == *revision && state.refile_from.as_ref() == Some(from) {
                     for key in keys {
                         let late = |record: &Record| {
                             record.bucket > timeslice::bucket(record.slice_end, &policy)
                         };
-                        self.sweep(&mut outcome, (container, key), &policy, late);
+                        self.sweep(&mut outcome, (*container, key.clone()), &policy, late);
                     }
-                    state.refile_from = next;
-                    outcome.containers.insert(container, state);
+                    state.refile_from = next.clone();
+                    outcome.containers.insert(*container, state);
                 }
                 outcome
             }
         };
         let before = self.commits.len();
-        let report = self.accept(outcome)?;
+        let report = self.accept(outcome, kind)?;
         if self.commits.len() > before {
             self.durability = self.durability.max(durability);
         }
@@ -141,7 +152,7 @@ impl<'a> Round<'a> {
                 let policy = Arc::clone(&state.policy);
                 let mut ends = Outcome::default();
                 self.end_due(&mut ends, *id, &policy, &BTreeMap::new(), u64::MAX)?;
-                self.accept(ends)?;
+                self.accept(ends, Kind::Ends)?;
             }
         }
         let revision = self.revision.next();
@@ -168,7 +179,7 @@ impl<'a> Round<'a> {
                     // Its end is no part of the transaction that found it.
                     let mut end = Outcome::default();
                     self.sweep(&mut end, place.clone(), &before.policy, |_| true);
-                    match self.accept(end) {
+                    match self.accept(end, Kind::Ends) {
                         Ok(_) => error,
                         Err(error) => error,
                     }
@@ -227,16 +238,16 @@ impl<'a> Round<'a> {
         })
     }
 
-    fn make(&mut self, name: Arc<str>, policy: Arc<Policy>) -> Outcome {
+    fn make(&mut self, name: &Arc<str>, policy: &Arc<Policy>) -> Outcome {
         let mut outcome = Outcome::default();
-        if self.containers.values().all(|state| state.name != name) {
+        if self.containers.values().all(|state| state.name != *name) {
             let last = self.containers.keys().next_back().map_or(0, |id| id.0);
             let id = ContainerId(last + 1);
-            self.made.push((Arc::clone(&name), id));
+            self.made.push((Arc::clone(name), id));
             let state = ContainerState {
                 id,
-                name,
-                policy,
+                name: Arc::clone(name),
+                policy: Arc::clone(policy),
                 policy_revision: self.revision.next(),
                 count: 0,
                 refile_from: None,
@@ -283,7 +294,7 @@ impl<'a> Round<'a> {
     }
 
     /// Makes an outcome part of the batch.
-    fn accept(&mut self, mut outcome: Outcome) -> Result<Report, Error> {
+    fn accept(&mut self, mut outcome: Outcome, kind: Kind) -> Result<Report, Error> {
         let mut containers = mem::take(&mut outcome.containers);
         let ended = outcome.ends.iter().map(|(place, ..)| place.0);
         for id in ended.chain(outcome.created.keys().copied()) {
@@ -310,6 +321,10 @@ impl<'a> Round<'a> {
             let max = self.weight_max as u64;
             return Err(Error::Limit { limit: LimitKind::TransactionBytes, max });
         }
+        if kind != Kind::Ends && self.weight + weight > self.room {
+            return Err(Error::Full);
+        }
+        self.only_ends &= kind == Kind::Ends;
         self.weight += weight;
         self.revision = commit.revision;
         let mut report = Report::nothing(self.revision);

@@ -161,6 +161,11 @@ impl Met {
     }
 }
 
+/// What a batch may weigh that is to take up so many bytes.
+fn weight(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES + log::SECTOR as usize)
+}
+
 impl Embedded {
     pub(crate) fn open(
         path: &Path,
@@ -229,17 +234,19 @@ impl Engine for Embedded {
     }
 
     fn weight_max(&self) -> usize {
-        let segment = usize::try_from(self.shared.settings.segment_bytes).unwrap_or(usize::MAX);
-        (segment - HEADER_BYTES) / 2
+        let Shared { settings: Settings { segment_bytes, .. }, .. } = &*self.shared;
+        weight(segment_bytes - self.shared.kept()) / 2
     }
 
-    fn is_nearly_full(&self) -> bool {
+    fn room(&self) -> usize {
         let state = self.shared.lock();
-        let Settings { segment_bytes, dirty_bytes_max, .. } = self.shared.settings;
         let generations = state.frozen.iter().map(|frozen| frozen.generation.bytes);
         let dirty = state.active.bytes + generations.sum::<usize>();
-        let no_room = state.free.is_none() && state.log.room() < segment_bytes / 16;
-        state.stalled.is_some() && (no_room || dirty >= dirty_bytes_max)
+        match (&state.stalled, &state.free) {
+            (Some(_), _) if dirty >= self.shared.settings.dirty_bytes_max => 0,
+            (Some(_), None) => weight(state.log.room().saturating_sub(self.shared.kept())),
+            _ => usize::MAX,
+        }
     }
 
     fn fold(&self) -> Result<(), Error> {
@@ -303,7 +310,8 @@ impl Shared {
             let max = self.settings.segment_bytes;
             return Err(Failure::Refused(Error::Limit { limit: LimitKind::TransactionBytes, max }));
         }
-        state = self.make_room(state, length)?;
+        let kept = if batch.only_ends { 0 } else { self.kept() };
+        state = self.make_room(state, length, kept)?;
         let (last, time) = (batch.revision(), batch.time);
         state.pending.push(batch);
         let written = state.log.append(first, last, time, &mut bytes);
@@ -316,17 +324,24 @@ impl Shared {
         Ok(())
     }
 
+    /// How much of the last segment is for ends, so that logging out works when nothing else does.
+    fn kept(&self) -> u64 {
+        self.settings.segment_bytes / 16
+    }
+
     /// Waits until a batch of this length fits into the active segment, and what it changes into
-    /// memory.
+    /// memory. Of the last segment so much is kept.
     fn make_room<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         length: u64,
+        kept: u64,
     ) -> Result<MutexGuard<'a, State>, Failure> {
         loop {
             let frozen: usize = state.frozen.iter().map(|frozen| frozen.generation.bytes).sum();
             let (active, max) = (state.active.bytes, self.settings.dirty_bytes_max);
-            let fits = state.log.room() >= length;
+            let kept = if state.free.is_none() { kept } else { 0 };
+            let fits = state.log.room() >= length + kept;
             // When the tables cannot be written, only ends come this far, and they are small.
             let too_much = active + frozen >= max && frozen > 0 && state.stalled.is_none();
             if fits && !too_much && (active < max / 2 || state.free.is_none()) {
