@@ -1,0 +1,249 @@
+//! The tables cannot be written or read, or the disk is full.
+//!
+//! The commit log goes on without them for as long as it has room. So nobody who commits is told, only
+//! those who ask for events, until there is no room left: then ending sessions still works.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use sessile::{Container, Durability, Error, Event, Key, Policy, Store, Transaction};
+
+use crate::fragile::{Fault, Operation};
+use crate::{Place, cause, got, now, put, putting, shop, until, verdict};
+
+const TABLES: &str = "sessions.redb";
+
+/// Sessions that take up some room: each is this large.
+const BALLAST: usize = 8_000;
+
+fn key(n: u64) -> String {
+    format!("{n:06}")
+}
+
+fn putting_large(store: &Store, shop: &Container, n: u64) -> Transaction {
+    let txn = putting(store, shop, &key(n), n);
+    txn.get(shop, key(n)).unwrap().unwrap().insert("ballast", "x".repeat(BALLAST)).unwrap();
+    txn.set_durability(Durability::Relaxed).unwrap();
+    txn
+}
+
+fn fill(store: &Store, sessions: Range<u64>) {
+    let shop = store.container("shop").unwrap();
+    sessions.for_each(|n| putting_large(store, &shop, n).commit().map(|_| ()).unwrap());
+}
+
+/// How often a failed fold was told of since, and nothing else was.
+fn told(events: &sessile::Receiver<Event>) -> usize {
+    let is_fold = |event| match event {
+        Event::FoldFailed { error } => assert!(error.contains("told to fail"), "{error}"),
+        other => panic!("{other:?}"),
+    };
+    events.try_iter().map(is_fold).count()
+}
+
+#[test]
+fn commits_go_on_while_the_tables_cannot_be_written() {
+    for operation in [Operation::Write, Operation::Sync, Operation::SetLen] {
+        println!("{operation:?}");
+        let place = Place::new();
+        let options = || place.options().segment_bytes(4 << 20);
+        let store = options().open(&place.path).unwrap();
+        shop(&store);
+        fill(&store, 0..200);
+        store.close().unwrap();
+        // None of those is in memory.
+        let store = options().open(&place.path).unwrap();
+        let shop = store.container("shop").unwrap();
+        fill(&store, 200..400);
+        let events = store.events();
+        let (folds, failures) = (store.stats().folds, store.stats().fold_failures);
+        place.disk.breaks(Fault::on(operation, TABLES));
+
+        for _ in 0..2 {
+            let error = store.fold().unwrap_err();
+            assert!(matches!(error, Error::Storage(_)), "{error:?}");
+            assert!(cause(&error).contains("told to fail"), "{}", cause(&error));
+            fill(&store, 200..300);
+        }
+        assert!(store.stats().fold_failures > failures + 1);
+        assert_eq!(told(&events), 1, "it is told once");
+        assert_eq!((store.stats().folds, store.stats().storage_failures), (folds, 0));
+        // What is not in the tables is read from memory, and what is there is there, or an error.
+        let has = |n: u64| Ok(store.begin()?.peek(&shop, key(n))?.is_some());
+        assert!((200..400).all(|n| has(n).unwrap()));
+        for n in 0..200 {
+            assert!(matches!(has(n), Ok(true) | Err(Error::Storage(_))), "{:?}", has(n));
+        }
+
+        place.disk.mend();
+        store.fold().unwrap();
+        assert!(store.stats().folds > folds);
+        assert!((0..400).all(|n| has(n).unwrap()));
+        assert_eq!(store.begin().unwrap().len(&shop).unwrap(), 400);
+        assert_eq!(told(&events), 0);
+        // The next time it is told again.
+        fill(&store, 400..1_000);
+        place.disk.breaks(Fault::on(operation, TABLES));
+        assert!(store.fold().is_err());
+        assert_eq!(told(&events), 1);
+        place.disk.mend();
+        store.close().unwrap();
+        let store = place.open();
+        let shop = store.container("shop").unwrap();
+        let txn = store.begin().unwrap();
+        let found = txn.keys(&shop).unwrap().map(Result::unwrap);
+        assert!(found.eq((0..1_000).map(|n| Key::from(key(n)))));
+    }
+}
+
+/// One read of the tables that fails fails nobody: they are opened again, and it is read again. If
+/// reading goes on failing, those who need the tables are told, and nobody else.
+#[test]
+fn a_read_that_fails_once_is_done_again() {
+    // More than redb keeps in memory: in a debug build it reads everything when it is opened.
+    const SESSIONS: u64 = 100;
+    const BYTES: usize = 900_000;
+    let place = Place::new();
+    let options = || place.options().segment_bytes(64 << 20).memory_max(8 << 20);
+    let store = options().open(&place.path).unwrap();
+    let shop = shop(&store);
+    for n in 0..SESSIONS {
+        let txn = putting(&store, &shop, &key(n), n);
+        txn.get(&shop, key(n)).unwrap().unwrap().insert("ballast", "x".repeat(BYTES)).unwrap();
+        txn.set_durability(Durability::Relaxed).unwrap();
+        txn.commit().unwrap();
+    }
+    store.close().unwrap();
+    let store = options().open(&place.path).unwrap();
+    let shop = store.container("shop").unwrap();
+    put(&store, &shop, "ada", 1).unwrap();
+    let all = || (0..SESSIONS).cycle();
+    for round in 0..10 {
+        let since = now();
+        place.disk.breaks(Fault::on(Operation::Read, TABLES).times(1));
+        // Some pages are in memory already.
+        for n in all().skip(round * 10).take_while(|_| !place.disk.is_spent()) {
+            assert_eq!(got(&store, &shop, &key(n)), Some(n));
+        }
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+        place.disk.mend();
+        // A walk meets it too.
+        place.disk.breaks(Fault::on(Operation::Read, TABLES).after(30).times(1));
+        let txn = store.begin().unwrap();
+        assert_eq!(txn.keys(&shop).unwrap().map(Result::unwrap).count() as u64, SESSIONS + 1);
+        assert!(place.disk.is_spent(), "the walk read nothing");
+        place.disk.mend();
+    }
+    place.disk.breaks(Fault::on(Operation::Read, TABLES));
+    let failed = all().find_map(|n| store.begin().unwrap().peek(&shop, key(n)).err()).unwrap();
+    assert!(matches!(failed, Error::Storage(_)), "{failed:?}");
+    for n in 0..100 {
+        put(&store, &shop, "ada", n).unwrap();
+        assert_eq!(got(&store, &shop, "ada"), Some(n));
+    }
+    place.disk.mend();
+    until("everything can be read", || {
+        (0..SESSIONS).all(|n| matches!(store.begin().unwrap().peek(&shop, key(n)), Ok(Some(_))))
+    });
+    assert_eq!(store.stats().storage_failures, 0, "the log is fine");
+}
+
+/// The disk fills up, and is given room again, many times over.
+#[test]
+fn a_full_disk_takes_ends_and_then_everything_again() {
+    const LOOPS: u64 = 20;
+    const SEGMENT: u64 = 256 << 10;
+    let place = Place::new();
+    let reserve = place.path.join("reserve");
+    let store = place.options().segment_bytes(SEGMENT).open(&place.path).unwrap();
+    let shop = shop(&store);
+    fill(&store, 0..60);
+    store.fold().unwrap();
+    let (mut taken, mut waited) = (0, Vec::new());
+    for round in 1..=LOOPS {
+        until("the reserve is there", || reserve.exists());
+        store.settle();
+        let events = store.events();
+        place.disk.fill(0);
+
+        // The log goes on until it is nearly full, and then it is for ends, however large the last
+        // batch was. The reserve may have been enough for a fold or two.
+        let (mut next, mut fresh, mut no_hope) = (1_000 * round, Vec::new(), false);
+        loop {
+            let batch: Vec<_> = (next..next + 8).collect();
+            let commits: Vec<_> =
+                batch.iter().map(|n| putting_large(&store, &shop, *n).commit_async()).collect();
+            next += 8;
+            let before = fresh.len();
+            for (n, commit) in batch.into_iter().zip(commits) {
+                match verdict(commit) {
+                    Ok(_) => fresh.push(n),
+                    Err(Error::Full) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            if fresh.len() > before {
+                no_hope = false;
+            } else if no_hope {
+                break;
+            } else {
+                no_hope = !reserve.exists() && store.fold().is_err();
+            }
+        }
+        taken += fresh.len();
+        let told: Vec<_> = events.try_iter().collect();
+        let is_of_the_disk = |event: &Event| match event {
+            Event::FoldFailed { error } => error.contains("no storage space"),
+            _ => false,
+        };
+        assert!(!told.is_empty() && told.iter().all(is_of_the_disk), "{told:?}");
+        // What is smaller may still have found room.
+        let small = |n: u64| matches!(put(&store, &shop, "small", n), Err(Error::Full));
+        assert!((0..100).any(small));
+        let refused = [
+            putting_large(&store, &shop, 0).commit().unwrap_err(),
+            put(&store, &shop, "small", 0).unwrap_err(),
+            store.container_with("other", Policy::new()).unwrap_err(),
+            store.container_with("shop", Policy::new().limit(9_999)).unwrap_err(),
+        ];
+        assert!(refused.iter().all(|error| matches!(error, Error::Full)), "{refused:?}");
+        assert!(refused.iter().all(|error| !error.is_retryable()));
+        // A sixteenth of a segment is for these.
+        let live = fresh.split_off((SEGMENT / 16 / 512) as usize);
+        for n in fresh {
+            let session = store.transact(|txn| match n % 2 {
+                0 => txn.remove(&shop, key(n)),
+                _ => txn.get(&shop, key(n))?.unwrap().invalidate().map(|()| true),
+            });
+            assert!(session.unwrap().value);
+            assert_eq!(got(&store, &shop, &key(n)), None);
+        }
+        let all = || (0..60).chain(live.iter().copied());
+        assert!(all().all(|n| got(&store, &shop, &key(n)) == Some(n)), "reads go on");
+        assert!(!reserve.exists(), "it was given up");
+
+        place.disk.mend();
+        let since = now();
+        until("everything works", || putting_large(&store, &shop, 0).commit().is_ok());
+        waited.push(since.elapsed());
+        store.fold().unwrap();
+        assert!(all().all(|n| got(&store, &shop, &key(n)) == Some(n)));
+        store.transact(|txn| txn.remove(&shop, "small")).unwrap();
+        for chunk in live.chunks(100) {
+            let end = |txn: &Transaction| {
+                chunk.iter().try_for_each(|n| txn.remove(&shop, key(*n)).map(|_| ()))
+            };
+            store.transact(end).unwrap();
+        }
+        assert_eq!(store.begin().unwrap().len(&shop).unwrap(), 60);
+    }
+    // The machine may be busy. The store waits a quarter of a second between two attempts.
+    waited.sort();
+    println!("{taken} commits while the disk was full; full service again after {waited:?}");
+    assert!(waited[waited.len() / 2] < Duration::from_secs(1));
+    assert_eq!((store.stats().storage_failures, store.stats().recoveries), (0, 0));
+    store.close().unwrap();
+    let store = place.open();
+    let shop = store.container("shop").unwrap();
+    assert_eq!(store.begin().unwrap().keys(&shop).unwrap().count(), 60);
+}
