@@ -51,12 +51,17 @@ impl Commit {
     /// About as many bytes as it takes to write this down, and never fewer.
     pub(crate) fn weight(&self) -> usize {
         let session = |change: &SessionChange| {
-            let size = change.after.as_ref().map_or(Size::default(), |record| record.size());
-            let removed = change.before.as_ref().map_or(0, |record| match change.after {
-                Some(_) => record.size().bytes,
-                None => 0,
-            });
-            128 + change.place.1.as_bytes().len() + size.bytes + 24 * size.attributes + removed
+            let (written, removed) = match (&change.before, &change.after) {
+                // Times alone, as when it is filed anew.
+                (Some(before), Some(after)) if after.attributes.is(&before.attributes) => {
+                    (Size::default(), 0)
+                }
+                (Some(before), Some(after)) => (after.size(), before.size().bytes),
+                (None, Some(after)) => (after.size(), 0),
+                (_, None) => (Size::default(), 0),
+            };
+            let key = change.place.1.as_bytes().len();
+            128 + key + written.bytes + 24 * written.attributes + removed
         };
         let container = |state: &Arc<ContainerState>| {
             let rules: usize = state.policy.rules.keys().map(|name| 64 + name.len()).sum();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::engine::Gauges;
-use crate::error::Error;
+use crate::error::{Error, LimitKind};
 use crate::model::container::ContainerId;
 use crate::store::commit::Work;
 use crate::store::core::Core;
@@ -55,15 +55,21 @@ pub(crate) fn sweep(core: &Core) -> Result<Swept, Error> {
 
 fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     let mut swept = Swept::default();
-    let mut from = Some(first_row());
+    let (mut from, mut most) = (Some(first_row()), BATCH);
     while let Some(start) = from {
         core.check_open()?;
-        let (rows, next) = core.versions.due(id, core.now().as_secs(), &start, BATCH)?;
+        let (rows, next) = core.versions.due(id, core.now().as_secs(), &start, most)?;
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
-        for rows in rows.chunks(BATCH) {
+        for rows in rows.chunks(most) {
             let work = Work::Sweep { container: id, rows: rows.to_vec() };
-            swept += submit(core, work, rows.len())?;
+            match submit(core, work, rows.len()) {
+                Err(error) if is_too_much(&error) && most > 1 => {
+                    (from, most) = (Some(start), most / 2);
+                    break;
+                }
+                done => swept += done?,
+            }
         }
     }
     Ok(swept)
@@ -72,7 +78,7 @@ fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
 /// Files anew what a shorter timeout has left in too late a bucket. A crash in between leaves the
 /// place to go on from in the container.
 fn refile(core: &Core, id: ContainerId) -> Result<Swept, Error> {
-    let mut swept = Swept::default();
+    let (mut swept, mut most) = (Swept::default(), BATCH);
     loop {
         // Container and sessions are those of one snapshot: what was filed before the timeout was
         // shortened is among the sessions, and what was filed after it needs no filing.
@@ -80,11 +86,19 @@ fn refile(core: &Core, id: ContainerId) -> Result<Swept, Error> {
         let state = core.container(id, &snapshot);
         let Some(from) = state.refile_from.clone() else { return Ok(swept) };
         let pinned = core.versions.pin(id, snapshot.revision());
-        let (keys, next) = pinned.keys(id, &from, BATCH)?;
+        let (keys, next) = pinned.keys(id, &from, most)?;
         drop((pinned, snapshot));
         let (examined, policy) = (keys.len(), state.policy_revision);
-        swept += submit(core, Work::Refile { container: id, policy, from, keys, next }, examined)?;
+        match submit(core, Work::Refile { container: id, policy, from, keys, next }, examined) {
+            Err(error) if is_too_much(&error) && most > 1 => most /= 2,
+            done => swept += done?,
+        }
     }
+}
+
+/// Whether a commit was larger than the log takes: fewer sessions at a time may be not.
+fn is_too_much(error: &Error) -> bool {
+    matches!(error, Error::Limit { limit: LimitKind::TransactionBytes, .. })
 }
 
 fn submit(core: &Core, work: Work, examined: usize) -> Result<Swept, Error> {
