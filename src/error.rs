@@ -105,12 +105,13 @@ pub enum Error {
     #[error("not a token")]
     Token,
 
-    /// The store is doing all it can. Try later, or shed load.
-    #[error("the store is busy: {queued} commits wait, gave up after {waited:?}")]
+    /// The store is doing all it can. Try later, or shed load. From a [`Viewer`](crate::Viewer): it
+    /// changes faster than it can be looked at, or was opened while it was; look again.
+    #[error("the store is busy: {}", busy(*.queued, .waited))]
     Busy {
-        /// How many commits are queued.
+        /// How many commits are queued; none, if that is not the trouble.
         queued: usize,
-        /// How long this one tried to join them.
+        /// How long this one tried.
         waited: Duration,
     },
 
@@ -250,6 +251,13 @@ impl Error {
 
     pub(crate) fn storage(error: impl StdError + Send + Sync + 'static) -> Self {
         Error::Storage(Arc::new(error))
+    }
+}
+
+fn busy(queued: usize, waited: &Duration) -> String {
+    match queued {
+        0 => "it changed while it was looked at".to_owned(),
+        _ => format!("{queued} commits wait, gave up after {waited:?}"),
     }
 }
 

@@ -81,7 +81,9 @@ mod threads;
 pub mod docs;
 
 pub use crossbeam_channel::Receiver;
+pub use engine::embedded::check::{Checked, Problem};
 pub use engine::embedded::disk::{Access, Disk, DiskFile, FileKind, LocalDisk};
+pub use engine::embedded::viewing::{StoreState, ViewedStore};
 pub use error::{Conflict, ConflictReason, Error, LimitKind};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;
@@ -93,6 +95,7 @@ pub use model::value::{Amount, Value};
 pub use store::{
     Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys, ListenerError,
     MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
+    ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
 };
 
 /// The format of the stores that this version makes and reads. It counts formats, not releases.

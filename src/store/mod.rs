@@ -22,6 +22,7 @@ mod snapshots;
 mod stats;
 mod transaction;
 mod versions;
+mod viewer;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ pub use outcome::{Commit, EndedInfo, MergedSession, Report};
 pub use session::{Entry, Session};
 pub use stats::Stats;
 pub use transaction::{Savepoint, Transaction};
+pub use viewer::{ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer};
 
 /// A session store. Cheap to clone; all clones are one store, closed with the last of them.
 ///

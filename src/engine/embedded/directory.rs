@@ -64,7 +64,8 @@ pub(super) struct Directory {
     id: StoreId,
     is_new: bool,
     machine_restarted: bool,
-    lock: Lock,
+    /// `None` for who only looks.
+    lock: Option<Lock>,
 }
 
 impl Directory {
@@ -75,14 +76,11 @@ impl Directory {
         mode: Mode,
         new_id: StoreId,
     ) -> Result<Self, Error> {
-        // Files are opened as long as the store is open, and the process may change its directory.
-        // A slash at the end would follow a symbolic link.
-        let path = std::path::absolute(path).map_err(|error| at(path, error))?;
-        let path: PathBuf = path.components().collect();
+        let path = absolute(path)?;
         if look(&*disk, &path, mode)? == Found::Nothing {
             make_directory(&*disk, &path)?;
         }
-        let lock = lock(&*disk, &path)?;
+        let lock = Some(lock(&*disk, &path)?);
         let found = look(&*disk, &path, mode)?;
         let mut directory =
             Directory { id: new_id, is_new: true, machine_restarted: false, lock, disk, path };
@@ -102,6 +100,24 @@ impl Directory {
             Found::Nothing | Found::Creating => directory.begin()?,
         }
         Ok(directory)
+    }
+
+    /// Finds a store to look at, whoever has it open. Nothing is locked, made or written, now or
+    /// later.
+    pub(super) fn find(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, Error> {
+        let path = absolute(path)?;
+        match look(&*disk, &path, Mode::Open)? {
+            Found::Store(id) => Ok(Directory {
+                disk,
+                path,
+                id,
+                is_new: false,
+                machine_restarted: false,
+                lock: None,
+            }),
+            Found::Creating => Err(not_a_store(&path, "the making of it was not finished".into())),
+            Found::Nothing => Err(not_a_store(&path, "there is nothing".into())),
+        }
     }
 
     /// Whether the store is being made: [`finish`](Self::finish) has still to be called, once its
@@ -173,7 +189,25 @@ impl Directory {
 
     /// Lets others in, although handles of the store may live on. The files must be closed.
     pub(super) fn release(&self) {
-        self.lock.release();
+        self.lock().release();
+    }
+
+    /// The process that has the store open, or had it open last, if it has said so.
+    pub(super) fn process(&self) -> Option<u32> {
+        let lock = self.open_file(LOCK, Access::Read).ok()?;
+        line_of_lock(&*lock, 0)?.parse().ok()
+    }
+
+    /// The files of the store that are there, in the order of their names, with their lengths.
+    pub(super) fn files(&self) -> Result<Vec<(String, u64)>, Error> {
+        let mut files = Vec::new();
+        for name in self.names()?.into_iter().filter(|name| is_ours(name)) {
+            // Who has the store open may remove a file at any time.
+            let Ok(file) = self.open_file(&name, Access::Read) else { continue };
+            let len = file.len().map_err(|error| self.failed(&name, error))?;
+            files.push((name, len));
+        }
+        Ok(files)
     }
 
     /// An error of the operating system about one of the files.
@@ -219,15 +253,20 @@ impl Directory {
     fn note(&self, start: &str) -> Result<(), Error> {
         let text = format!("{}\n{start}\n", process::id());
         // Cut off last: where the disk is full, what is overwritten has its place already.
-        let written = self.lock.file.write(0, text.as_bytes());
+        let lock = &self.lock().file;
+        let written = lock.write(0, text.as_bytes());
         written
-            .and_then(|()| self.lock.file.set_len(text.len() as u64))
+            .and_then(|()| lock.set_len(text.len() as u64))
             .map_err(|error| at(&self.path.join(LOCK), error))
     }
 
     /// At which start of the machine the store was last whole; empty if that is not known.
     fn last_start(&self) -> String {
-        line_of_lock(&*self.lock.file, 1).unwrap_or_default()
+        line_of_lock(&*self.lock().file, 1).unwrap_or_default()
+    }
+
+    fn lock(&self) -> &Lock {
+        self.lock.as_ref().expect("who only looks changes nothing")
     }
 }
 
@@ -239,6 +278,13 @@ enum Found {
     /// A store in the making, or an attempt at one.
     Creating,
     Store(StoreId),
+}
+
+/// Files are opened as long as the store is open, and the process may change its directory. A slash at
+/// the end would follow a symbolic link.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let path = std::path::absolute(path).map_err(|error| at(path, error))?;
+    Ok(path.components().collect())
 }
 
 /// Looks what lies at a path and changes nothing.
@@ -791,14 +837,14 @@ mod tests {
     fn a_store_that_was_closed_is_not_open_elsewhere() {
         let (_above, path) = store();
         let directory = open(&path).unwrap();
-        let inherited = directory.lock.file.file().unwrap().try_clone().unwrap();
+        let inherited = directory.lock().file.file().unwrap().try_clone().unwrap();
         drop(directory);
         let mut directory = open(&path).unwrap();
         drop(inherited);
 
         // A forked one has them for good, and what it does with them is not done to ours.
-        let inherited = directory.lock.file.file().unwrap().try_clone().unwrap();
-        directory.lock.pid += 1;
+        let inherited = directory.lock().file.file().unwrap().try_clone().unwrap();
+        directory.lock.as_mut().unwrap().pid += 1;
         drop(directory);
         assert!(matches!(open(&path), Err(Error::AlreadyOpen { .. })));
         drop(inherited);

@@ -15,6 +15,7 @@
 //! Nothing outside this folder names a type of redb's.
 
 mod backend;
+pub(crate) mod check;
 mod directory;
 pub(crate) mod disk;
 mod fold;
@@ -23,6 +24,7 @@ mod log;
 mod records;
 mod recovery;
 mod tables;
+pub(crate) mod viewing;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;

@@ -62,7 +62,7 @@ pub(super) fn open(
     let folded = Revision(meta.folded);
     let view = Arc::new(tables.view(Arc::clone(&met))?);
 
-    let segments = segments(&directory)?;
+    let segments = segments(&directory, Access::Write)?;
     let batches = Batches::read(directory.id(), &segments, folded, &directory)?;
     let replayed = batches.replay(&view, &tables.containers()?, folded)?;
     let clean = meta.clean && batches.chain.is_empty();
@@ -187,13 +187,16 @@ fn open_tables(directory: &Arc<Directory>, verify: bool) -> Result<Tables, Error
 }
 
 /// The files of the log, in the order of their numbers, with their lengths.
-pub(super) fn segments(directory: &Directory) -> Result<Vec<(Segment, u64)>, Error> {
+pub(super) fn segments(
+    directory: &Directory,
+    access: Access,
+) -> Result<Vec<(Segment, u64)>, Error> {
     let names = directory.names()?;
     let mut numbers: Vec<_> = names.iter().filter_map(|name| Segment::number(name)).collect();
     numbers.sort_unstable();
     let open = |number: u64| {
         let name = Segment::name(number);
-        let file = directory.open_file(&name, Access::Write)?;
+        let file = directory.open_file(&name, access)?;
         let len = file.len().map_err(|error| directory.failed(&name, error))?;
         match len > SEGMENT_BYTES_MAX {
             true => Err(records::corrupt("log", "a segment is longer than any can be")),
@@ -207,10 +210,10 @@ pub(super) fn segments(directory: &Directory) -> Result<Vec<(Segment, u64)>, Err
 pub(super) struct Batches {
     store: StoreId,
     /// Each batch, the segment that it is in, and where.
-    chain: Vec<(Header, Segment, usize)>,
+    pub chain: Vec<(Header, Segment, usize)>,
     folded: Link,
     /// The greatest epoch of any batch.
-    epoch: u64,
+    pub epoch: u64,
 }
 
 impl Batches {

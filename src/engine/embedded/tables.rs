@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    Builder, ConcurrencyMode, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, WriteTransaction,
+    Builder, ConcurrencyMode, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase,
+    ReadableTable, Table, TableDefinition, WriteTransaction,
 };
 
 use super::Met;
@@ -49,11 +49,12 @@ const CHUNK: usize = 2_000;
 /// redb has an error type for each of its steps. Above this folder they all mean the same.
 macro_rules! storage {
     ($result:expr) => {
-        $result.map_err(|error| storage_error(redb::Error::from(error)))
+        $result.map_err(|error| super::tables::storage_error(error.into()))
     };
 }
+pub(super) use storage;
 
-fn storage_error(error: redb::Error) -> Error {
+pub(super) fn storage_error(error: redb::Error) -> Error {
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { table: DATABASE, reason },
         redb::Error::TableDoesNotExist(name) => {
@@ -77,7 +78,7 @@ pub(super) fn is_full(error: &Error) -> bool {
 }
 
 /// Runs what redb may panic in, over a file that is damaged.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Error::Corrupt { table: DATABASE, reason: "redb panicked over it".to_owned() })
     })
@@ -149,16 +150,7 @@ impl Tables {
     }
 
     pub(super) fn containers(&self) -> Result<Vec<ContainerState>, Error> {
-        self.with(|open| {
-            let containers =
-                storage!(storage!(open.database.begin_read())?.open_table(CONTAINERS))?;
-            let state =
-                |row: Result<(redb::AccessGuard<'_, u32>, redb::AccessGuard<'_, &[u8]>), _>| {
-                    let (id, state) = storage!(row)?;
-                    records::decode_container(id.value(), state.value())
-                };
-            storage!(containers.iter())?.map(state).collect()
-        })
+        self.with(|open| read_containers(&storage!(open.database.begin_read())?))
     }
 
     /// Writes final states, sorted by place, and says that everything up to them is here.
@@ -195,15 +187,7 @@ impl Tables {
     }
 
     pub(super) fn view(&self, met: Arc<Met>) -> Result<TablesView, Error> {
-        self.with(|open| {
-            let txn = storage!(open.database.begin_read())?;
-            Ok(TablesView {
-                sessions: storage!(txn.open_table(SESSIONS))?,
-                buckets: storage!(txn.open_table(BUCKETS))?,
-                ended: AtomicBool::new(false),
-                met,
-            })
-        })
+        self.with(|open| TablesView::of(&storage!(open.database.begin_read())?, met))
     }
 
     pub(super) fn close(&self) -> Result<(), Error> {
@@ -227,22 +211,31 @@ impl Open {
         // To open a database is to write to it: look first, so that what is not ours stays as it is.
         let file = directory.open_file(DATABASE, Access::Read)?;
         match builder(&file).open_read_only_with_backend(backend(file)?) {
-            Ok(database) => drop(read_meta(&database)?),
+            Ok(database) => drop(read_meta(&storage!(database.begin_read())?)?),
             // Its process was killed. It must be repaired before anybody can look.
             Err(redb::DatabaseError::RepairAborted) => {}
             Err(error) => return Err(refusal(error)),
         }
         let database = open(directory.open_file(DATABASE, Access::Write)?, check)?;
-        let meta = read_meta(&database)?;
+        let meta = read_meta(&storage!(database.begin_read())?)?;
         Ok(Open { database, meta })
     }
 }
 
-fn read_meta(database: &impl ReadableDatabase) -> Result<Meta, Error> {
-    let meta = storage!(storage!(database.begin_read())?.open_table(META))?;
+pub(super) fn read_meta(txn: &ReadTransaction) -> Result<Meta, Error> {
+    let meta = storage!(txn.open_table(META))?;
     let row = storage!(meta.get(META_STORE))?;
     let row = row.ok_or_else(|| records::corrupt("meta", "its row is missing"))?;
     records::decode_meta(row.value())
+}
+
+pub(super) fn read_containers(txn: &ReadTransaction) -> Result<Vec<ContainerState>, Error> {
+    let mut containers = Vec::new();
+    for row in storage!(storage!(txn.open_table(CONTAINERS))?.iter())? {
+        let (id, state) = storage!(row)?;
+        containers.push(records::decode_container(id.value(), state.value())?);
+    }
+    Ok(containers)
 }
 
 fn open(file: Arc<dyn DiskFile>, check: bool) -> Result<Database, Error> {
@@ -252,7 +245,7 @@ fn open(file: Arc<dyn DiskFile>, check: bool) -> Result<Database, Error> {
 }
 
 /// Others may read while this process writes, if they can be kept from reading at the wrong moment.
-fn builder(file: &Arc<dyn DiskFile>) -> Builder {
+pub(super) fn builder(file: &Arc<dyn DiskFile>) -> Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     if file.file().is_some() {
@@ -261,11 +254,11 @@ fn builder(file: &Arc<dyn DiskFile>) -> Builder {
     builder
 }
 
-fn backend(file: Arc<dyn DiskFile>) -> Result<Backend, Error> {
+pub(super) fn backend(file: Arc<dyn DiskFile>) -> Result<Backend, Error> {
     Backend::new(file).map_err(Error::storage)
 }
 
-fn refusal(error: redb::DatabaseError) -> Error {
+pub(super) fn refusal(error: redb::DatabaseError) -> Error {
     match error {
         redb::DatabaseError::Storage(redb::StorageError::Io(error))
             if matches!(
@@ -342,13 +335,22 @@ fn remove_strays(
 }
 
 pub(super) struct TablesView {
-    sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
-    buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
+    pub sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
+    pub buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
     ended: AtomicBool,
     met: Arc<Met>,
 }
 
 impl TablesView {
+    pub(super) fn of(txn: &ReadTransaction, met: Arc<Met>) -> Result<Self, Error> {
+        Ok(TablesView {
+            sessions: storage!(txn.open_table(SESSIONS))?,
+            buckets: storage!(txn.open_table(BUCKETS))?,
+            ended: AtomicBool::new(false),
+            met,
+        })
+    }
+
     /// Reads something. The first failure is the end of the view: redb answers nothing more.
     fn look<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let failed = |error| {

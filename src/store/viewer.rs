@@ -1,0 +1,277 @@
+//! Looking into a store, whoever has it open.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::embedded::check::{self, Checked};
+use crate::engine::embedded::disk::LocalDisk;
+use crate::engine::embedded::viewing::{ViewedStore, Viewing};
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::container::ContainerState;
+use crate::model::key::Key;
+use crate::model::policy::Policy;
+use crate::model::session::{Record, Revision, SessionId};
+use crate::model::timeslice;
+use crate::model::value::Value;
+
+/// One committed state of a store, looked at from outside.
+///
+/// The store may be closed, or open in this or another process, which goes on committing; or its
+/// process may have died. Nothing in its directory is changed or made, not even a time stamp other
+/// than that of the last access, and nobody is kept from opening it. Everything that was committed
+/// before the viewer was opened is seen, what came later is not.
+///
+/// Keep it for a short time. While a store is in use, what a viewer sees keeps space in its files from
+/// being used again. And if a store whose process had died is opened while it is looked at, the
+/// viewer says [`Error::Busy`] from then on: open another.
+///
+/// ```
+/// use sessile::{Policy, Store, Viewer};
+///
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("sessions");
+/// let store = Store::open(&path)?;
+/// let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+/// store.transact(|txn| txn.create(&visitors, "ada")?.insert("name", "Ada Lovelace"))?;
+///
+/// // Perhaps in another process:
+/// let viewer = Viewer::open(&path)?;
+/// for session in viewer.sessions("visitors")? {
+///     let session = session?;
+///     assert_eq!(session.key().as_bytes(), b"ada");
+///     assert!(session.attributes().all(|attribute| attribute.name == "name"));
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Viewer {
+    viewing: Arc<Viewing>,
+}
+
+impl Viewer {
+    /// Looks at the store in a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] if the store changes too fast to be looked at, or is being opened by a process
+    /// that repairs it: try again. [`Error::NotAStore`], [`Error::Format`], [`Error::Corrupt`],
+    /// [`Error::Storage`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let viewing = Viewing::open(Arc::new(LocalDisk), path.as_ref())?;
+        Ok(Viewer { viewing: Arc::new(viewing) })
+    }
+
+    /// Checks everything in a store that can be checked without changing it. It reads all of it.
+    ///
+    /// # Errors
+    ///
+    /// What keeps from checking, as for [`open`](Viewer::open). What is damaged is a
+    /// [problem](Checked::problems).
+    pub fn check(path: impl AsRef<Path>) -> Result<Checked, Error> {
+        check::check(Arc::new(LocalDisk), path.as_ref())
+    }
+
+    /// What is known of the store itself.
+    pub fn store(&self) -> &ViewedStore {
+        self.viewing.store()
+    }
+
+    /// The containers, in the order in which they were made.
+    pub fn containers(&self) -> Vec<ViewedContainer> {
+        let viewed = |state: &Arc<ContainerState>| ViewedContainer {
+            name: state.name.to_string(),
+            policy: Policy::clone(&state.policy),
+            count: state.count,
+        };
+        self.viewing.containers.values().map(viewed).collect()
+    }
+
+    /// The session under a key, expired or not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoContainer`]; [`Error::Busy`], [`Error::Corrupt`], [`Error::Storage`].
+    pub fn session(
+        &self,
+        container: &str,
+        key: impl Into<Key>,
+    ) -> Result<Option<ViewedSession>, Error> {
+        let container = self.container(container)?;
+        let place = (container.id, key.into());
+        let record = self.viewing.read(&place)?;
+        Ok(record.map(|record| ViewedSession::new(place.1, record, &container.policy)))
+    }
+
+    /// Walks through all sessions of a container, expired ones too, in the order of their keys. Those
+    /// of which the record is damaged are left out, and [counted](Viewer::damaged).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoContainer`]. On the way as for [`session`](Viewer::session); then it ends.
+    pub fn sessions(&self, container: &str) -> Result<ViewedSessions, Error> {
+        let container = Arc::clone(self.container(container)?);
+        let (page, next) = (VecDeque::new(), Some(Key::from("")));
+        Ok(ViewedSessions { viewing: Arc::clone(&self.viewing), container, page, next })
+    }
+
+    /// How many sessions were left out so far because their record is damaged.
+    pub fn damaged(&self) -> u64 {
+        self.viewing.damaged()
+    }
+
+    fn container(&self, name: &str) -> Result<&Arc<ContainerState>, Error> {
+        let mut containers = self.viewing.containers.values();
+        containers
+            .find(|state| &*state.name == name)
+            .ok_or_else(|| Error::NoContainer { name: name.to_owned() })
+    }
+}
+
+impl fmt::Debug for Viewer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Viewer(at {})", self.store().revision)
+    }
+}
+
+/// A container, as a [`Viewer`] sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ViewedContainer {
+    /// Its name.
+    pub name: String,
+    /// Its settings.
+    pub policy: Policy,
+    /// How many sessions have not ended. Some may have expired and await the sweep.
+    pub count: u64,
+}
+
+/// A session, as a [`Viewer`] sees it. Looking at it is no access: it lives no longer by it.
+pub struct ViewedSession {
+    key: Key,
+    record: Arc<Record>,
+    expires: Option<Time>,
+}
+
+impl ViewedSession {
+    fn new(key: Key, record: Arc<Record>, policy: &Policy) -> Self {
+        let expires = timeslice::expiry(record.slice_end, policy);
+        ViewedSession { key, record, expires }
+    }
+
+    /// What it is filed under. Perhaps a secret: show people its
+    /// [fingerprint](Key::fingerprint).
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Its id.
+    pub fn id(&self) -> SessionId {
+        self.record.id
+    }
+
+    /// The last commit that changed anything of it, accesses included.
+    pub fn revision(&self) -> Revision {
+        self.record.revision
+    }
+
+    /// When it was created.
+    pub fn created(&self) -> Time {
+        self.record.created
+    }
+
+    /// When it was last accessed, to within 30 seconds.
+    pub fn last_accessed(&self) -> Time {
+        self.record.last_accessed
+    }
+
+    /// When an attribute was last written, if ever.
+    pub fn last_modified(&self) -> Option<Time> {
+        self.record.last_modified
+    }
+
+    /// When its time is over, or was; `None`: never.
+    pub fn expires(&self) -> Option<Time> {
+        self.expires
+    }
+
+    /// Whether its time is over at `now`.
+    pub fn is_expired(&self, now: Time) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// How many attributes it has.
+    pub fn attribute_count(&self) -> usize {
+        self.record.size().attributes
+    }
+
+    /// The bytes of the names and encoded values of its attributes: what
+    /// [`session_bytes_max`](Policy::session_bytes_max) bounds.
+    pub fn bytes(&self) -> usize {
+        self.record.size().bytes
+    }
+
+    /// Its attributes, in the order of their names.
+    pub fn attributes(&self) -> impl Iterator<Item = ViewedAttribute> {
+        self.record.attributes.iter().map(|(name, attribute)| ViewedAttribute {
+            name: name.to_owned(),
+            value: attribute.value,
+            revision: attribute.revision,
+        })
+    }
+}
+
+/// Shows what identifies it, and no attributes.
+impl fmt::Debug for ViewedSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ViewedSession({}, {})", self.key().fingerprint(), self.revision())
+    }
+}
+
+/// An attribute, as a [`Viewer`] sees it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ViewedAttribute {
+    /// Its name.
+    pub name: String,
+    /// Its value; `Debug` shows the kind only.
+    pub value: Value,
+    /// The commit that last wrote it.
+    pub revision: Revision,
+}
+
+const PAGE: usize = 256;
+
+/// The sessions of a container; see [`Viewer::sessions`].
+pub struct ViewedSessions {
+    viewing: Arc<Viewing>,
+    container: Arc<ContainerState>,
+    page: VecDeque<(Key, Arc<Record>)>,
+    /// Where the next page begins; `None` once the walk has ended.
+    next: Option<Key>,
+}
+
+impl Iterator for ViewedSessions {
+    type Item = Result<ViewedSession, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((key, record)) = self.page.pop_front() {
+                return Some(Ok(ViewedSession::new(key, record, &self.container.policy)));
+            }
+            let from = self.next.take()?;
+            match self.viewing.page(self.container.id, &from, PAGE) {
+                Ok((page, next)) => (self.page, self.next) = (page.into(), next),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ViewedSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ViewedSessions")
+    }
+}
