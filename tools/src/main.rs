@@ -4,7 +4,14 @@
 //! alike. What a command found goes to stdout, talk and progress go to stderr. A reader that has
 //! seen enough (`sessile demo | head`) ends the command quietly.
 
+mod check;
 mod demo;
+mod format;
+mod ls;
+mod show;
+mod stats;
+mod store;
+mod table;
 mod terminal;
 
 use std::io;
@@ -19,19 +26,26 @@ static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (store format {})", env!("CARGO_PKG_VERSION"), sessile::FORMAT));
 
 const EXAMPLES: &str = "\
+A store may be closed, in use, or left behind by a process that died: stats, ls, show and check look
+into it all the same, and change nothing. In a pipe they print fields separated by tabs.
+
 Examples:
-  sessile demo             a tour on a temporary store, over in seconds
-  sessile demo > tour.txt  the same without colour and progress
-  sessile help demo        what the tour does
+  sessile demo                a tour on a temporary store, over in seconds
+  sessile stats ./sessions    how many sessions, how old, how large
+  sessile ls ./sessions       which
+  sessile show ./sessions 9f3a --reveal
+  sessile check ./sessions    whether everything in it is as it should be
 
 Exit codes:
     0  done
-    1  the answer is no: the demo lost something
+    1  the answer is no: check found a problem, there is no such session, the demo lost something
     2  the command line is wrong
+    3  the store changes too fast to be looked at
+    4  not a sessile store, or of a format that this version does not know
     6  reading, writing or something else failed
   130  interrupted";
 
-/// Shows what the session store sessile does.
+/// Looks into session stores of sessile, and shows what it does.
 #[derive(Parser)]
 #[command(name = "sessile", version = VERSION.as_str(), after_help = EXAMPLES)]
 #[command(arg_required_else_help = true)]
@@ -53,6 +67,22 @@ enum Command {
     /// every step what is left. Beside it runs what loses: load, change, save the whole session.
     #[command(after_help = demo::HELP)]
     Demo,
+
+    /// Shows how many sessions a store has, how old and how large they are, and its settings.
+    #[command(after_help = stats::HELP)]
+    Stats(stats::Arguments),
+
+    /// Lists the sessions of a store, one a line.
+    #[command(after_help = ls::HELP)]
+    Ls(ls::Arguments),
+
+    /// Shows one session and its attributes.
+    #[command(after_help = show::HELP)]
+    Show(show::Arguments),
+
+    /// Checks a store: does everything in it say the same?
+    #[command(after_help = check::HELP)]
+    Check(check::Arguments),
 }
 
 /// How a command that ran to its end has ended.
@@ -65,16 +95,21 @@ enum Answer {
 fn main() -> ExitCode {
     let CommandLine { color, command } = CommandLine::parse();
     let mut page = Page::stdout(color);
-    let answer = match command {
+    let answer = match &command {
         Command::Demo => demo::run(&mut page),
+        Command::Stats(arguments) => stats::run(&mut page, arguments),
+        Command::Ls(arguments) => ls::run(&mut page, arguments),
+        Command::Show(arguments) => show::run(&mut page, arguments),
+        Command::Check(arguments) => check::run(&mut page, arguments),
     };
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) if nobody_reads(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::complain(&error);
-            ExitCode::from(6)
+            let (code, advice) = store::advice(&error);
+            terminal::complain(&error, advice);
+            ExitCode::from(code)
         }
     }
 }

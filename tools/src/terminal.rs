@@ -5,15 +5,18 @@
 
 use std::env;
 use std::fmt;
-use std::io::{self, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::Duration;
 
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::format::printable;
+
 /// Stdout, with colour where that is wanted.
 pub(crate) struct Page {
     out: Stdout,
+    is_terminal: bool,
     colour: bool,
 }
 
@@ -29,21 +32,37 @@ pub(crate) enum Look {
 impl Page {
     pub(crate) fn stdout(choice: ColorChoice) -> Self {
         let out = io::stdout();
+        let is_terminal = out.is_terminal();
         let colour = match choice {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
             ColorChoice::Auto => {
                 let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-                out.is_terminal() && !no_color && !is_dumb()
+                is_terminal && !no_color && !is_dumb()
             }
         };
-        Page { out, colour }
+        Page { out, is_terminal, colour }
+    }
+
+    /// Whether people read it, and no program.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// Writes a line, and says so at once: what is found is seen while the next is sought.
     pub(crate) fn line(&mut self, line: impl fmt::Display) -> io::Result<()> {
         writeln!(self.out, "{line}")?;
         self.out.flush()
+    }
+
+    /// Writes many lines, which nobody waits for one by one.
+    pub(crate) fn lines(&mut self, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+        let mut out = BufWriter::new(self.out.lock());
+        for line in lines {
+            out.write_all(line.as_bytes())?;
+            out.write_all(b"\n")?;
+        }
+        out.flush()
     }
 
     /// Begins a part of the page.
@@ -94,10 +113,20 @@ impl Drop for Bar {
     }
 }
 
-/// Says on stderr what went wrong, and why.
-pub(crate) fn complain(error: &anyhow::Error) {
+/// Says on stderr what went wrong, and why, and what to do about it if that is known.
+pub(crate) fn complain(error: &anyhow::Error, advice: Option<&str>) {
+    // Paths are in it, and a path may hold anything.
+    let mut text = format!("error: {}\n", printable(&format!("{error:#}")));
+    if let Some(advice) = advice {
+        text += &format!("  {advice}\n");
+    }
     // If nobody hears it, the exit code says it.
-    let _ = writeln!(io::stderr(), "error: {error:#}");
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Says something on stderr that is no failure.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 fn is_dumb() -> bool {

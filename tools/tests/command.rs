@@ -85,11 +85,20 @@ fn every_help_has_examples() {
         assert!(help.contains("xit code"), "{help}");
         assert_eq!(status.code(), Some(0));
     }
+    for command in ["stats", "ls", "show", "check"] {
+        let Output { status, stdout, .. } = run(&["help", command]);
+        let help = String::from_utf8(stdout).unwrap();
+        assert!(help.contains(&format!("Examples:\n  sessile {command} ")), "{help}");
+        assert!(help.contains("--json"), "{help}");
+        assert_eq!(status.code(), Some(0));
+    }
 }
 
 #[test]
 fn wrong_usage_is_2_and_says_so_on_stderr() {
-    for arguments in [&["dmeo"][..], &["demo", "--fast"], &["demo", "sessions"], &[]] {
+    for arguments in
+        [&["dmeo"][..], &["demo", "--fast"], &["demo", "sessions"], &[], &["ls"], &["show", "x"]]
+    {
         let Output { status, stdout, stderr } = run(arguments);
         assert_eq!(status.code(), Some(2), "{arguments:?}");
         assert!(stdout.is_empty() && !stderr.is_empty(), "{arguments:?}");

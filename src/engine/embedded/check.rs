@@ -27,12 +27,12 @@ use crate::model::key::Key;
 pub struct Checked {
     /// Whether somebody has the store open; `None` if it is too damaged to tell.
     pub state: Option<StoreState>,
-    /// Batches of the log that follow what the tables hold.
+    /// Batches of the log that follow what the tables hold, and were replayed.
     pub log_batches: u64,
     /// Containers that were counted.
     pub containers: u64,
-    /// Sessions of which the record was verified.
-    pub sessions: u64,
+    /// Records of sessions in the tables that were verified.
+    pub records: u64,
     /// Rows of the expiry index that were compared with their sessions.
     pub index_rows: u64,
     /// Whether every page of the tables' file was verified: not while somebody writes to it.
@@ -126,7 +126,7 @@ pub(crate) fn check(disk: Arc<dyn Disk>, path: &Path) -> Result<Checked, Error> 
         state: None,
         log_batches: 0,
         containers: 0,
-        sessions: 0,
+        records: 0,
         index_rows: 0,
         pages: false,
         problems: Vec::new(),
@@ -238,7 +238,7 @@ impl Checked {
                 seen.check_unchanged()?;
             }
         }
-        self.sessions = sound;
+        self.records = sound;
 
         // Each session has one record with one bucket. So if as many rows of the index agree with a
         // sound record as there are, every one of those is filed.

@@ -1,0 +1,103 @@
+//! What the commands that look into a store have in common.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value as Json, json};
+use sessile::{Clock, Error, StoreState, SystemClock, Time, ViewedStore, Viewer};
+
+use crate::format::utc;
+
+/// The store, and how to print what is found in it.
+#[derive(Args)]
+pub(crate) struct Source {
+    /// The directory of the store.
+    #[arg(value_name = "STORE")]
+    pub path: PathBuf,
+
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Source {
+    /// Reads something from one state of the store.
+    ///
+    /// Everything is read before anything is printed: a pager may keep us waiting for hours, and
+    /// must not keep the store from using its space again.
+    pub(crate) fn look<T>(&self, read: impl Fn(&Viewer) -> Result<T, Error>) -> Result<T> {
+        // The application may open a store of which the process had died while we look at it.
+        const ATTEMPTS_MAX: u32 = 3;
+        let mut attempt = 1;
+        loop {
+            match Viewer::open(&self.path).and_then(|viewer| read(&viewer)) {
+                Err(Error::Busy { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
+                read => return Ok(read?),
+            }
+        }
+    }
+}
+
+/// The time by which sessions are judged. The store's own never goes back.
+pub(crate) fn now(store: &ViewedStore) -> Time {
+    SystemClock::new().wall().max(store.time)
+}
+
+/// Whether somebody has the store open, in a few words.
+pub(crate) fn state(state: StoreState) -> String {
+    let by = |process: Option<u32>| match process {
+        Some(process) => format!("process {process}"),
+        None => "a process".to_owned(),
+    };
+    match state {
+        StoreState::Closed => "closed".to_owned(),
+        StoreState::InUse { process } => format!("in use by {}", by(process)),
+        StoreState::Died { process } => {
+            format!("not closed: {} died; the next to open it goes on from here", by(process))
+        }
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// The same for programs.
+pub(crate) fn state_json(state: StoreState) -> Json {
+    match state {
+        StoreState::InUse { process } => json!({ "is": "in use", "process": process }),
+        StoreState::Died { process } => json!({ "is": "died", "process": process }),
+        _ => json!({ "is": "closed" }),
+    }
+}
+
+pub(crate) fn path_json(path: &Path) -> Json {
+    path.to_string_lossy().into()
+}
+
+/// A time, or `null`.
+pub(crate) fn time_json(time: impl Into<Option<Time>>) -> Json {
+    time.into().map(utc).into()
+}
+
+/// The exit code of a failure, and what to do next.
+pub(crate) fn advice(error: &anyhow::Error) -> (u8, Option<&'static str>) {
+    let is_denied = |error: &Error| {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+    };
+    match error.downcast_ref::<Error>() {
+        Some(Error::Busy { .. }) => (3, Some("try again; nothing is wrong with it")),
+        Some(Error::NotAStore { .. }) => {
+            (4, Some("name the directory that the application opens as its store"))
+        }
+        Some(Error::Format { .. }) => (4, Some("use the version of sessile that wrote it")),
+        Some(Error::Corrupt { .. }) => {
+            (6, Some("`sessile check` finds out what else is damaged; then restore a backup"))
+        }
+        Some(error) if is_denied(error) => {
+            (6, Some("only its owner may look into it: be the user that the application runs as"))
+        }
+        _ => (6, None),
+    }
+}
