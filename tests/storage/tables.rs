@@ -247,3 +247,42 @@ fn a_full_disk_takes_ends_and_then_everything_again() {
     let shop = store.container("shop").unwrap();
     assert_eq!(store.begin().unwrap().keys(&shop).unwrap().count(), 60);
 }
+
+/// A batch that finds no room is asked for its parts: who logs out is let in.
+#[test]
+fn a_logout_does_not_share_the_fate_of_its_batch() {
+    const SEGMENT: u64 = 64 << 10;
+    let place = Place::new();
+    let store = place.options().segment_bytes(SEGMENT).open(&place.path).unwrap();
+    let shop = shop(&store);
+    put(&store, &shop, "ada", 1).unwrap();
+    store.fold().unwrap();
+    // Nobody knows yet that the tables cannot be written.
+    let fold = place.disk.gate(Operation::Write, TABLES);
+    let large = (BALLAST as u64 + 500).next_multiple_of(512);
+    let room = || 2 * SEGMENT - store.stats().log_bytes;
+    let mut next = 0;
+    while room() > SEGMENT / 16 + large {
+        putting_large(&store, &shop, next).commit().unwrap();
+        next += 1;
+    }
+    fold.wait();
+
+    let held = place.disk.gate(Operation::Write, "log-");
+    let small = putting(&store, &shop, "small", 1).commit_async();
+    held.wait();
+    let visit = putting_large(&store, &shop, next).commit_async();
+    let logout = store.begin().unwrap();
+    assert!(logout.remove(&shop, "ada").unwrap());
+    let logout = logout.commit_async();
+    place.disk.breaks(Fault::on(Operation::Write, TABLES));
+    held.open();
+    verdict(small).unwrap();
+    fold.open();
+    assert!(matches!(verdict(visit), Err(Error::Full)));
+    verdict(logout).unwrap();
+    assert_eq!(got(&store, &shop, "ada"), None);
+    place.disk.mend();
+    store.fold().unwrap();
+    assert_eq!(store.begin().unwrap().len(&shop).unwrap(), next + 1);
+}
