@@ -98,16 +98,16 @@ impl Arguments {
             Some(name) => vec![name.clone()],
             None => viewer.containers().into_iter().map(|container| container.name).collect(),
         };
-        let found = |name: &str, session: &ViewedSession| -> Result<Found, Error> {
-            let listed = Listed::of(&Arc::from(name), session, self.reveal);
-            Ok(Found { listed, attributes: session.attributes()? })
+        let found = |name: &str, session: &ViewedSession| Found {
+            listed: Listed::of(&Arc::from(name), session, self.reveal),
+            attributes: session.attributes().collect(),
         };
         let mut all = Vec::new();
         let keys = [Some(Key::from(&self.id)), key_of_hex(&self.id)];
         for name in &names {
             for key in keys.iter().flatten() {
                 if let Some(session) = viewer.session(name, key)? {
-                    all.push(found(name, &session)?);
+                    all.push(found(name, &session));
                 }
             }
         }
@@ -120,7 +120,7 @@ impl Arguments {
             for session in viewer.sessions(name)? {
                 let session = session?;
                 if session.key().fingerprint().starts_with(&prefix) {
-                    all.push(found(name, &session)?);
+                    all.push(found(name, &session));
                 }
                 if all.len() > NAMED_MAX {
                     return Ok((now, all));

@@ -403,6 +403,7 @@ mod tests {
     use crate::engine::embedded::disk::{FileKind, LocalDisk};
     use crate::engine::embedded::{Embedded, Mode, Settings};
     use crate::engine::{Batch, Commit, Engine, Listener, Notice, SessionChange, View};
+    use crate::model::attributes::Attributes;
     use crate::model::session::SessionId;
 
     /// A disk on which something happens in the middle of each look: when the directory has been listed
@@ -553,7 +554,8 @@ mod tests {
         let change = SessionChange { place, before: None, after: Some(record) };
         let (sessions, containers) = (vec![change], Vec::new());
         let commits = vec![Commit { revision: Revision(n), sessions, containers }];
-        engine.apply(Batch { time: Time::from_secs(n), commits }, durable).unwrap();
+        let batch = Batch { time: Time::from_secs(n), commits, only_ends: false };
+        engine.apply(batch, durable).unwrap();
     }
 
     /// Looks at the store in a directory while something happens to it.
