@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
+use crate::model::policy::Rule;
 use crate::model::session::{Record, Revision, Size};
 
 /// What one transaction leaves behind.
@@ -51,21 +52,35 @@ impl Commit {
     /// About as many bytes as it takes to write this down, and never fewer.
     pub(crate) fn weight(&self) -> usize {
         let session = |change: &SessionChange| {
-            let (written, removed) = match (&change.before, &change.after) {
-                // Times alone, as when it is filed anew.
-                (Some(before), Some(after)) if after.attributes.is(&before.attributes) => {
-                    (Size::default(), 0)
+            let names =
+                |record: &Record| record.attributes.names().map(|name| 8 + name.len()).sum();
+            let attributes = match (&change.before, &change.after) {
+                (_, None) => 0,
+                // Mostly it was only used.
+                (Some(old), Some(new))
+                    if old.attributes.is(&new.attributes) && old.id == new.id =>
+                {
+                    0
                 }
-                (Some(before), Some(after)) => (after.size(), before.size().bytes),
-                (None, Some(after)) => (after.size(), 0),
-                (_, None) => (Size::default(), 0),
+                // At worst all that it had is gone, and all that it has is new.
+                (old, Some(new)) => {
+                    let Size { attributes, bytes } = new.size();
+                    bytes + 24 * attributes + old.as_deref().map_or(0, names)
+                }
             };
-            let key = change.place.1.as_bytes().len();
-            128 + key + written.bytes + 24 * written.attributes + removed
+            128 + change.place.1.as_bytes().len() + attributes
         };
         let container = |state: &Arc<ContainerState>| {
-            let rules: usize = state.policy.rules.keys().map(|name| 64 + name.len()).sum();
-            1_024 + state.name.len() + rules
+            let policy = &state.policy;
+            let rule = |rule: &Rule| match rule {
+                Rule::Resolver(name) => 32 + name.len(),
+                _ => 32,
+            };
+            let rules = policy.rules.iter().map(|(name, what)| name.len() + rule(what));
+            let names = [&policy.resolver, &policy.on_start, &policy.on_end];
+            let names = names.into_iter().flatten().map(String::len).chain([state.name.len()]);
+            let from = state.refile_from.as_ref().map_or(0, |key| key.as_bytes().len());
+            256 + from + rule(&policy.default_rule) + rules.sum::<usize>() + names.sum::<usize>()
         };
         let sessions: usize = self.sessions.iter().map(session).sum();
         16 + sessions + self.containers.iter().map(container).sum::<usize>()

@@ -18,7 +18,7 @@ use crate::store::events::Event;
 use crate::store::outcome::Report;
 use crate::store::pinned::first_row;
 
-/// How many sessions one commit of the housekeeper looks at.
+/// How many sessions one commit of the housekeeper looks at: so many, if the log is not too small.
 const BATCH: usize = 256;
 
 /// What a sweep has done.
@@ -86,8 +86,13 @@ fn refile(core: &Core, id: ContainerId) -> Result<Swept, Error> {
         let state = core.container(id, &snapshot);
         let Some(from) = state.refile_from.clone() else { return Ok(swept) };
         let pinned = core.versions.pin(id, snapshot.revision());
-        let (keys, next) = pinned.keys(id, &from, most)?;
+        let (mut keys, mut next) = pinned.keys(id, &from, most)?;
         drop((pinned, snapshot));
+        // Here, too, a page holds what is in memory.
+        if let Some(after) = keys.get(most) {
+            next = Some(after.clone());
+            keys.truncate(most);
+        }
         let (examined, policy) = (keys.len(), state.policy_revision);
         match submit(core, Work::Refile { container: id, policy, from, keys, next }, examined) {
             Err(error) if is_too_much(&error) && most > 1 => most /= 2,

@@ -16,6 +16,7 @@
 #![expect(clippy::print_stdout, reason = "the test tells what it did")]
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+mod bounds;
 mod failures;
 #[path = "../support/fragile.rs"]
 mod fragile;

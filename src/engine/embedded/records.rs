@@ -580,7 +580,10 @@ mod tests {
                 });
                 let change = SessionChange { place: place(), before, after: after.clone() };
                 let sessions = if states[at].is_none() && after.is_none() { vec![] } else { vec![change] };
-                encode_commit(&Commit { revision, sessions, containers: vec![] }, &mut body);
+                let commit = Commit { revision, sessions, containers: vec![] };
+                let before = body.len();
+                encode_commit(&commit, &mut body);
+                prop_assert!(body.len() - before <= commit.weight());
                 states.push(after);
             }
             let at = known.index(states.len());
@@ -645,5 +648,69 @@ mod tests {
         };
         let bytes = encode_container(&state);
         assert_eq!(decode_container(3, &bytes).expect("just encoded"), state);
+    }
+
+    /// What takes up the most for its weight: many attributes with long numbers, many rules, long names.
+    #[test]
+    fn nothing_weighs_less_than_it_takes_up() {
+        let weigh = |sessions: Vec<SessionChange>, containers: Vec<Arc<ContainerState>>| {
+            let commit = Commit { revision: Revision(u64::MAX), sessions, containers };
+            let mut body = Vec::new();
+            encode_commit(&commit, &mut body);
+            assert!(body.len() <= commit.weight(), "{} > {}", body.len(), commit.weight());
+        };
+        let revision = Revision(u64::MAX);
+        let record = |names: std::ops::Range<u64>| {
+            let value = Value::of(&0).expect("a number");
+            let attribute = Attribute { value, revision };
+            let edits = names.map(|n| (format!("{n:0250}").into(), Some(attribute.clone())));
+            Some(Arc::new(Record {
+                id: SessionId(u128::MAX),
+                revision,
+                created: Time::from_micros(u64::MAX),
+                last_accessed: Time::from_micros(u64::MAX),
+                last_modified: Some(Time::from_micros(u64::MAX)),
+                slice_end: Time::from_micros(u64::MAX),
+                bucket: u64::MAX - 1,
+                attributes: Attributes::new().edited(&edits.collect()),
+            }))
+        };
+        let place = (ContainerId(u32::MAX), Key::from("k".repeat(1_000)));
+        let full = record(0..1_000);
+        let changes = [
+            (None, full.clone()),
+            (full.clone(), full.clone()),
+            (full.clone(), record(0..0)),
+            (full.clone(), record(500..1_500)),
+            (full, None),
+        ];
+        for (before, after) in changes {
+            weigh(vec![SessionChange { place: place.clone(), before, after }], vec![]);
+        }
+
+        let name = || "n".repeat(1_000);
+        let numbers = Policy::new().timeout_secs(u64::MAX - 1).period_secs(u64::MAX - 1);
+        let plain = numbers.limit(u64::MAX).default_rule(Rule::Append(usize::MAX));
+        let named = plain.clone().resolver(name()).on_start(name()).on_end(name());
+        let many = |rule: &dyn Fn() -> Rule| {
+            (0..100).fold(plain.clone(), |policy, n| policy.rule(format!("{n}{}", name()), rule()))
+        };
+        let policies = [
+            named.default_rule(Rule::Resolver(name())),
+            many(&|| Rule::Append(usize::MAX)),
+            many(&|| Rule::Resolver(name())),
+            plain,
+        ];
+        for policy in policies {
+            let state = ContainerState {
+                id: ContainerId(u32::MAX),
+                name: name().into(),
+                policy: Arc::new(policy),
+                policy_revision: revision,
+                count: u64::MAX,
+                refile_from: Some(Key::from(name())),
+            };
+            weigh(vec![], vec![Arc::new(state)]);
+        }
     }
 }
