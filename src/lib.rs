@@ -37,7 +37,8 @@
 //! how many there may be, and how writes merge. A [`Transaction`] sees one unchanging state of all
 //! of them. It gives out [`Session`] handles, by the [`Key`] that a session is filed under (for the
 //! web: the hash of the [`Token`] that a visitor carries), and commits everything or nothing.
-//! [`Store::transact`] does the same in a closure and runs it again on a [`Conflict`].
+//! [`Store::transact`] does the same in a closure and runs it again on a [`Conflict`]. A [`Viewer`] looks
+//! into a store from outside, whoever has it open, and changes nothing; so does the `sessile` command.
 //!
 //! # What is guaranteed
 //!
@@ -61,7 +62,7 @@
 //!
 //! - *Write skew*: what is read and not written is not validated. [`Session::require`] validates an
 //!   attribute by name.
-//! - A store belongs to one process at a time, and a container stays in its store for good.
+//! - A store belongs to one process at a time (others may look), and a container stays in its store for good.
 //! - Ends are told to listeners exactly once while the process lives; those of the last moment
 //!   before a crash may not be.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt::{Debug, Display};
 
-use sessile::{Error, ManualClock, Options, Policy, Rule, Time, Token, Value};
+use sessile::{Error, ManualClock, Options, Policy, Rule, Time, Token, Value, Viewer};
 
 /// Stands in keys and values; whoever shows one of them shows it.
 const CANARY: &str = "CANARY-7d1f";
@@ -119,4 +119,42 @@ fn secrets_are_not_shown() {
     assert!(!shown.0.contains(&token.expose()));
     // The canary would have been seen: the names of attributes and the fingerprints are there.
     assert!(shown.0.contains("`text`") && shown.0.contains(&token.key().fingerprint()));
+}
+
+/// Who looks from outside is shown no more.
+#[test]
+fn a_viewer_shows_no_secrets() {
+    let mut shown = Shown::default();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = Options::new().open(&path).unwrap();
+    let shop = store.container_with("shop", Policy::new()).unwrap();
+    store.transact(|txn| txn.create(&shop, CANARY)?.insert("text", CANARY)).unwrap();
+    store.close().unwrap();
+
+    let viewer = Viewer::open(&path).unwrap();
+    shown.debug(&viewer);
+    shown.debug(viewer.store());
+    shown.debug(&viewer.containers());
+    shown.debug(&viewer.sessions("shop").unwrap());
+    let session = viewer.session("shop", CANARY).unwrap().unwrap();
+    shown.debug(&session);
+    shown.debug(&session.attributes().collect::<Vec<_>>());
+    shown.error(&viewer.session("attic", CANARY).unwrap_err());
+    drop(viewer);
+
+    // Damaged wherever the canary stands, so that all that can be wrong with it is told.
+    let tables = path.join("sessions.redb");
+    let mut bytes = std::fs::read(&tables).unwrap();
+    let canary = CANARY.as_bytes();
+    let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(canary)).collect();
+    places.iter().step_by(2).for_each(|at| bytes[at + canary.len()] ^= 1);
+    std::fs::write(&tables, bytes).unwrap();
+    let checked = Viewer::check(&path).unwrap();
+    assert!(!checked.problems.is_empty());
+    shown.debug(&checked);
+    checked.problems.iter().for_each(|problem| shown.display(problem));
+
+    assert!(!shown.0.contains(CANARY), "{}", shown.0);
+    assert!(shown.0.contains("text") && shown.0.contains(&session.key().fingerprint()));
 }
