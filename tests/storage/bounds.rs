@@ -47,7 +47,7 @@ fn a_transaction_must_fit_into_the_log() {
     gate.wait();
     let queued: Vec<_> = (10..40)
         .map(|n: u64| {
-            let bytes = if n % 7 == 0 { SEGMENT as usize } else { large };
+            let bytes = if n.is_multiple_of(7) { SEGMENT as usize } else { large };
             (n, writing(&n.to_string(), bytes).commit_async())
         })
         .collect();

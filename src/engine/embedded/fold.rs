@@ -31,7 +31,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 impl Shared {
     /// Folds what is frozen, until the engine is closed.
     pub(super) fn run(&self) {
-        if self.replayed.is_some() && self.fold_frozen().is_ok() {
+        if self.fold_frozen().is_ok() {
             self.verify();
         }
         loop {
@@ -244,17 +244,20 @@ impl Shared {
         closed
     }
 
-    /// After an unclean end: looks at every record, so that what is damaged is known before somebody
-    /// misses it, and counts.
+    /// Looks at every record, so that what is damaged is known before somebody misses it, and counts.
     fn verify(&self) {
         const PAGE: usize = 256;
         let Ok(containers) = self.tables.containers() else { return };
         let Ok(view) = self.tables.view(Arc::clone(&self.met)) else { return };
         for state in containers {
-            let Ok(count) = self.count(&view, state.id, PAGE) else { return };
-            if let (true, Some(listener)) =
-                (count != Some(state.count) && count.is_some(), self.listener.get())
-            {
+            let is_right = match self.count(&view, state.id, PAGE) {
+                Ok(Some(count)) => count == state.count,
+                // The engine is closing.
+                Ok(None) => return,
+                Err(Error::Corrupt { .. }) => false,
+                Err(_) => return,
+            };
+            if let (false, Some(listener)) = (is_right, self.listener.get()) {
                 listener.notice(Notice::Miscounted(state.id));
             }
         }

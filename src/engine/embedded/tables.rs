@@ -25,7 +25,7 @@ use super::backend::Backend;
 use super::directory::Directory;
 use super::disk::{Access, DiskFile};
 use super::records::{self, Meta};
-use crate::engine::{Found, View};
+use crate::engine::{Found, View, successor};
 use crate::error::Error;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
@@ -334,6 +334,9 @@ fn remove_strays(
     storage!(buckets.retain_in(all, |(owner, _, other), ()| owner != container || other != key))
 }
 
+/// A page has got into another's place. Its rows would be missed, and a walk might never end.
+const OUT_OF_ORDER: &str = "rows are out of order";
+
 pub(super) struct TablesView {
     pub sessions: ReadOnlyTable<(u32, &'static [u8]), &'static [u8]>,
     pub buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
@@ -379,9 +382,14 @@ impl TablesView {
     ) -> Result<Vec<T>, Error> {
         self.look(|| {
             let mut found = Vec::new();
+            let mut least = (container.0, from.clone());
             for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
                 let (place, record) = storage!(next)?;
                 let (owner, key) = place.value();
+                if (owner, key) < (least.0, least.1.as_bytes()) {
+                    return Err(records::corrupt("sessions", OUT_OF_ORDER));
+                }
+                least = (owner, successor(&Key::from(key)));
                 if owner != container.0 {
                     break;
                 }
@@ -435,10 +443,15 @@ impl View for TablesView {
     ) -> Result<Vec<(u64, Key)>, Error> {
         self.look(|| {
             let mut found = Vec::new();
+            let mut least = (container.0, from.0, from.1.clone());
             let from = (container.0, from.0, from.1.as_bytes());
             for row in storage!(self.buckets.range(from..))?.take(max) {
                 let (row, _) = storage!(row)?;
                 let (owner, bucket, key) = row.value();
+                if (owner, bucket, key) < (least.0, least.1, least.2.as_bytes()) {
+                    return Err(records::corrupt("buckets", OUT_OF_ORDER));
+                }
+                least = (owner, bucket, successor(&Key::from(key)));
                 if owner != container.0 || bucket > until {
                     break;
                 }

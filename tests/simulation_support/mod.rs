@@ -1,0 +1,14 @@
+//! What the simulation is made of, from the bottom up.
+
+pub(crate) mod chance;
+pub(crate) mod content;
+pub(crate) mod disk;
+mod disk_tests;
+pub(crate) mod faults;
+pub(crate) mod model;
+pub(crate) mod platter;
+pub(crate) mod rot;
+pub(crate) mod suite;
+pub(crate) mod verify;
+pub(crate) mod workload;
+pub(crate) mod world;

@@ -1,0 +1,352 @@
+//! What clients do, made of a seed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sessile::{Clock, Durability, Policy, Time, Value};
+
+use super::chance::Chance;
+use super::model::{Deed, Trouble};
+use super::world::{Setup, Step, World};
+
+pub(crate) const CONTAINERS: [&str; 3] = ["club", "desk", "shop"];
+pub(crate) const KEYS: [&str; 6] = ["", "ada", "bob", "cy", "dan", "eve"];
+
+/// How a store is opened in the run of this seed.
+pub(crate) fn setup(chance: &mut Chance) -> Setup {
+    Setup {
+        segment_bytes: *chance.pick(&[4096, 4096, 4096, 4096, 8192, 16_384, 65_536]),
+        memory_max: *chance.pick(&[64 << 10, 1 << 20]),
+        clock_ahead_max: None,
+    }
+}
+
+/// Settings of a container. Short times, so that sessions expire in the middle of everything.
+pub(crate) fn policy(chance: &mut Chance) -> Policy {
+    let period = *chance.pick(&[1, 10, 20]);
+    let slices = *chance.pick(&[0, 1, 2, 6]);
+    let policy = Policy::new().period_secs(period).timeout_secs(period * slices).on_end("record");
+    if chance.one_in(4) { policy.durability(Durability::Relaxed) } else { policy }
+}
+
+/// One thing to be done to a session.
+pub(crate) fn deed(chance: &mut Chance) -> Deed {
+    let name = |chance: &mut Chance| (*chance.pick(&["x", "y", "z"])).to_owned();
+    match chance.below(20) {
+        0 => Deed::Visit,
+        1..=7 => Deed::Put(name(chance), value(chance)),
+        8..=11 => Deed::Add("n".to_owned(), chance.below(100) as i64),
+        12..=13 => Deed::Append("l".to_owned(), chance.below(100) as i64),
+        14 => Deed::RemoveAttribute(name(chance)),
+        15 => Deed::Clear,
+        16..=17 => Deed::End,
+        _ => Deed::Renew,
+    }
+}
+
+fn value(chance: &mut Chance) -> Value {
+    let len = match chance.below(6) {
+        0 => 200 + chance.below(800),
+        _ => chance.below(12),
+    };
+    let text: String = (0..len).map(|_| (b'a' + chance.below(26) as u8) as char).collect();
+    Value::of(&text).expect("text can be encoded")
+}
+
+fn durability(chance: &mut Chance) -> Option<Durability> {
+    match chance.below(8) {
+        0..=1 => Some(Durability::Relaxed),
+        2..=4 => Some(Durability::Immediate),
+        _ => None,
+    }
+}
+
+/// The steps of a workload: transactions over several sessions and containers, some of them open at
+/// the same time, and everything that happens around them.
+pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
+    let mut steps: Vec<_> =
+        CONTAINERS.map(|name| Step::Container { name, policy: policy(chance) }).into();
+    let act = |slot, chance: &mut Chance| Step::Act {
+        slot,
+        container: CONTAINERS[chance.index(CONTAINERS.len())],
+        key: KEYS[chance.index(KEYS.len())],
+        deed: deed(chance),
+    };
+    let mut done = 0;
+    while done < transactions {
+        match chance.below(24) {
+            // One after the other.
+            0..=9 => {
+                steps.push(Step::Begin(0));
+                (0..1 + chance.below(5)).for_each(|_| steps.push(act(0, chance)));
+                steps.push(Step::Commit { slot: 0, durability: durability(chance) });
+                done += 1;
+            }
+            // Two at once.
+            10..=13 => {
+                steps.extend([Step::Begin(1), Step::Begin(2)]);
+                for _ in 0..2 + chance.below(6) {
+                    let slot = 1 + chance.index(2);
+                    steps.push(act(slot, chance));
+                }
+                let mut slots = [1, 2];
+                if chance.one_in(2) {
+                    slots.reverse();
+                }
+                for slot in slots {
+                    steps.push(Step::Commit { slot, durability: durability(chance) });
+                }
+                done += 2;
+            }
+            14 => {
+                let container = CONTAINERS[chance.index(CONTAINERS.len())];
+                steps.push(Step::Begin(0));
+                steps.push(Step::SetPolicy { slot: 0, container, policy: policy(chance) });
+                let other = CONTAINERS.iter().find(|other| **other != container);
+                let other = other.expect("there are several");
+                for _ in 0..chance.below(3) {
+                    let key = KEYS[chance.index(KEYS.len())];
+                    steps.push(Step::Act { slot: 0, container: other, key, deed: deed(chance) });
+                }
+                steps.push(Step::Commit { slot: 0, durability: durability(chance) });
+                done += 1;
+            }
+            15..=17 => steps.push(Step::Advance { secs: 1 + chance.below(15) }),
+            18 => steps.push(Step::Advance { secs: 30 + chance.below(100) }),
+            19..=20 => steps.push(Step::Sweep),
+            21 => steps.push(Step::Fold),
+            22 if chance.one_in(2) => steps.push(Step::Reopen),
+            23 if chance.one_in(2) => steps.push(Step::Kill),
+            _ => {}
+        }
+    }
+    steps
+}
+
+/// A world in which all of this has happened, from the creation of the store on.
+#[expect(clippy::result_large_err, reason = "the world is what is looked at next")]
+pub(crate) fn run(seed: u64, transactions: usize) -> Result<World, (Trouble, World)> {
+    let mut chance = Chance::new(seed);
+    let mut world = World::empty(setup(&mut chance), seed, true);
+    let steps = steps(&mut chance, transactions);
+    let mut play = || {
+        world.open()?;
+        for (nth, step) in steps.iter().enumerate() {
+            let played = world.play(step).and_then(|()| world.check());
+            played.map_err(|trouble| format!("step {nth}, {step:?}: {trouble}"))?;
+        }
+        Ok(())
+    };
+    match play() {
+        Ok(()) => Ok(world),
+        Err(trouble) => Err((trouble, world)),
+    }
+}
+
+/// What a clock may show.
+fn turn(chance: &mut Chance, world: &World) {
+    const HOUR: i64 = 3_600;
+    const YEARS: i64 = 10 * 366 * 24 * HOUR;
+    let wall = world.clock.wall().as_secs() as i64;
+    let wall = match chance.below(12) {
+        0..=2 => wall,
+        3 => wall + 1,
+        4 => wall - 1,
+        5 => wall + HOUR,
+        6 => wall - HOUR,
+        7 => wall + YEARS,
+        8 => wall - YEARS,
+        9 => 0,
+        10 => world.store.as_ref().map_or(wall, |store| store.now().as_secs() as i64),
+        // The year 30,000 or so.
+        _ => 900_000_000_000,
+    };
+    world.clock.set(Time::from_secs(wall.max(0) as u64));
+    if chance.one_in(3) {
+        world.clock.elapse(Duration::from_secs(chance.below(40)));
+    }
+}
+
+/// Turns the clock at every step of a workload. The model knows who lives by the store's time; so
+/// what is looked for here is that the store's time never goes back, and what comes of it if it did.
+pub(crate) fn turn_clocks(seed: u64) -> Result<(), Trouble> {
+    let mut chance = Chance::new(seed);
+    let mut setup = setup(&mut chance);
+    // Half of the stores do not believe a clock that is too far ahead.
+    setup.clock_ahead_max = chance.one_in(2).then_some(Duration::from_secs(24 * 3_600));
+    let mut world = World::empty(setup, seed, false);
+    world.open()?;
+    for name in CONTAINERS {
+        world.play(&Step::Container { name, policy: policy(&mut chance) })?;
+    }
+    let (mut now, mut gone) = (world.store().now(), BTreeSet::new());
+    for _ in 0..20 {
+        world.play(&Step::Begin(0))?;
+        for _ in 0..4 {
+            let container = CONTAINERS[chance.index(CONTAINERS.len())];
+            let key = KEYS[chance.index(KEYS.len())];
+            world.play(&Step::Act { slot: 0, container, key, deed: deed(&mut chance) })?;
+        }
+        world.play(&Step::Commit { slot: 0, durability: Some(Durability::Immediate) })?;
+        turn(&mut chance, &world);
+        world.check()?;
+        gone.extend(world.state().due(world.store().now()));
+        match chance.below(6) {
+            0..=2 => drop(world.sweep()?),
+            // A store that is closed keeps its time; one that is killed, that of its last commit.
+            3 => {
+                now = now.max(world.store().now());
+                world.close()?;
+                turn(&mut chance, &world);
+                world.open()?;
+            }
+            4 => {
+                gone.extend(world.sweep()?);
+                let committed = world.state();
+                world.play(&Step::Container {
+                    name: CONTAINERS[0],
+                    policy: policy(&mut chance).limit(1_000 + chance.below(1_000)),
+                })?;
+                now = now.max(world.store().now());
+                drop(committed);
+                world.kill();
+                turn(&mut chance, &world);
+                world.allowed.drain(..world.allowed.len() - 1);
+                world.open()?;
+            }
+            _ => world.store().accept_clock(),
+        }
+        let later = world.store().now();
+        if later < now {
+            return Err(format!("the store's time went back from {now} to {later}").into());
+        }
+        now = later;
+        world.check()?;
+        let live = world.state().unended();
+        let live = &live - &world.state().due(now);
+        if let Some(id) = gone.intersection(&live).next() {
+            return Err(format!("{id} had expired, and lives").into());
+        }
+    }
+    Ok(())
+}
+
+/// Small workloads, all of them.
+pub(crate) mod exhaustive {
+    use std::sync::Arc;
+
+    use sessile::{Durability, Policy, Time, Value};
+
+    use super::super::disk::Image;
+    use super::super::model::{Deed, State};
+    use super::super::world::{Setup, Step, World};
+
+    /// Where they begin: a store that was closed.
+    pub(crate) struct Begin {
+        pub(crate) image: Image,
+        pub(crate) state: Arc<State>,
+        pub(crate) now: Time,
+    }
+
+    fn short() -> Policy {
+        Policy::new().period_secs(10).timeout_secs(20).on_end("record")
+    }
+
+    fn act(slot: usize, container: &'static str, key: &'static str, deed: Deed) -> Step {
+        Step::Act { slot, container, key, deed }
+    }
+
+    fn put(text: &str) -> Deed {
+        Deed::Put("x".to_owned(), Value::of(text).expect("text can be encoded"))
+    }
+
+    fn commit(slot: usize, durability: Durability) -> Step {
+        Step::Commit { slot, durability: Some(durability) }
+    }
+
+    pub(crate) fn begin() -> Begin {
+        let mut world = World::empty(Setup::default(), 0, false);
+        world.open().expect("an empty disk");
+        let steps = [
+            Step::Container { name: "desk", policy: short().timeout_secs(0) },
+            Step::Container { name: "shop", policy: short() },
+            Step::Begin(0),
+            act(0, "desk", "ada", put("one")),
+            act(0, "shop", "ada", put("one")),
+            act(0, "shop", "bob", Deed::Add("n".to_owned(), 1)),
+            commit(0, Durability::Immediate),
+        ];
+        for step in steps {
+            world.play(&step).expect("nothing is wrong with this disk");
+        }
+        world.close().expect("nothing is wrong with this disk");
+        Begin { image: world.disk.image(), state: world.state(), now: super::super::world::START }
+    }
+
+    /// Ten things to do.
+    fn deeds() -> Vec<Vec<Step>> {
+        use Durability::{Immediate, Relaxed};
+        let longer = short().timeout_secs(100);
+        vec![
+            vec![
+                Step::Begin(0),
+                act(0, "desk", "cy", put("new")),
+                act(0, "shop", "cy", put("new")),
+                commit(0, Immediate),
+            ],
+            vec![
+                Step::Begin(0),
+                act(0, "desk", "ada", put("two")),
+                act(0, "shop", "ada", put("two")),
+                commit(0, Immediate),
+            ],
+            vec![
+                Step::Begin(1),
+                Step::Begin(2),
+                act(1, "shop", "bob", Deed::Add("n".to_owned(), 10)),
+                act(2, "shop", "bob", Deed::Add("n".to_owned(), 100)),
+                commit(1, Relaxed),
+                commit(2, Immediate),
+            ],
+            vec![
+                Step::Begin(0),
+                act(0, "shop", "ada", Deed::End),
+                act(0, "desk", "ada", put("three")),
+                commit(0, Relaxed),
+            ],
+            vec![Step::Begin(0), act(0, "shop", "bob", Deed::Renew), commit(0, Immediate)],
+            vec![
+                Step::Begin(0),
+                act(0, "shop", "ada", put("four")),
+                act(0, "desk", "bob", put("four")),
+                commit(0, Relaxed),
+            ],
+            vec![Step::Advance { secs: 35 }, Step::Sweep],
+            vec![
+                Step::Begin(0),
+                Step::SetPolicy { slot: 0, container: "shop", policy: longer },
+                act(0, "desk", "ada", put("five")),
+                commit(0, Immediate),
+            ],
+            vec![Step::Fold],
+            vec![Step::Kill],
+        ]
+    }
+
+    /// All sequences of up to so many of them.
+    pub(crate) fn sequences(len: usize) -> Vec<Vec<Vec<Step>>> {
+        let mut all: Vec<Vec<Vec<Step>>> = Vec::new();
+        let mut last = vec![Vec::new()];
+        for _ in 0..len {
+            let longer = |before: &Vec<Vec<Step>>| {
+                deeds()
+                    .into_iter()
+                    .map(|deed| [before.clone(), vec![deed]].concat())
+                    .collect::<Vec<_>>()
+            };
+            last = last.iter().flat_map(longer).collect();
+            all.extend(last.iter().cloned());
+        }
+        all
+    }
+}

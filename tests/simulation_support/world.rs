@@ -1,0 +1,667 @@
+//! One client on a simulated disk: what it does, what it knows, and what it therefore expects.
+//!
+//! A world is a store, the model of what it should hold, and a clock that only the world turns.
+//! Before and after every commit a mark goes into the disk's record: which states a power cut at
+//! this point may leave.
+//!
+//! ```text
+//!   commit begins          acknowledged                    a relaxed one
+//!       |   write   sync        |                     |   write      |
+//!   ----+---------------------- + --------------------+--------------+------
+//!   [4] |        [4, 5]         |        [5]          |    [5, 6]    |  [5, 6]
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sessile::{
+    Clock, CommitId, Container, Durability, EndReason, Error, Fate, Key, ManualClock, Options,
+    Policy, SessionId, Store, Time,
+};
+
+use super::disk::{Image, SimDisk};
+use super::model::{ContainerState, Deed, Intent, Prediction, Seen, State, Trouble, look};
+
+/// What a client knows at some point of a disk's record.
+#[derive(Clone, Debug)]
+pub(crate) struct Knowledge {
+    /// The states that a power cut may leave now, oldest first, by their number in the history.
+    pub(crate) allowed: Arc<[usize]>,
+    /// Sessions whose end may be under way.
+    pub(crate) may_end: Arc<BTreeSet<SessionId>>,
+    pub(crate) now: Time,
+    /// The greatest number of a commit that was acknowledged.
+    pub(crate) revision: u64,
+}
+
+pub(crate) type Disk = SimDisk<Knowledge>;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) segment_bytes: u64,
+    pub(crate) memory_max: usize,
+    /// How far the clock may jump ahead and be believed; any distance if nothing is said.
+    pub(crate) clock_ahead_max: Option<Duration>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup { segment_bytes: 4096, memory_max: 1 << 20, clock_ahead_max: None }
+    }
+}
+
+/// What happens next.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Makes a container, or changes its settings.
+    Container {
+        name: &'static str,
+        policy: Policy,
+    },
+    /// Begins a transaction in a slot; the one that was there is given up.
+    Begin(usize),
+    Act {
+        slot: usize,
+        container: &'static str,
+        key: &'static str,
+        deed: Deed,
+    },
+    SetPolicy {
+        slot: usize,
+        container: &'static str,
+        policy: Policy,
+    },
+    /// Commits; without a durability it is what the containers say.
+    Commit {
+        slot: usize,
+        durability: Option<Durability>,
+    },
+    Advance {
+        secs: u64,
+    },
+    Sweep,
+    Fold,
+    /// Closes the store and opens it again.
+    Reopen,
+    /// Kills the process and starts another one.
+    Kill,
+}
+
+/// The directory of every simulated store; the one above it is there already.
+pub(crate) const DIRECTORY: &str = "/sessions";
+
+/// When every simulation begins: the start of a slice.
+pub(crate) const START: Time = Time::from_secs(1_000_000_800);
+
+/// How long to wait for a store that has met a failure. It takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A transaction for each slot.
+const SLOTS: usize = 3;
+
+/// Ends that listeners were told of, in their order.
+type Told = Arc<Mutex<Vec<(SessionId, EndReason)>>>;
+
+/// Something that was begun, and that nobody knows the end of.
+#[derive(Clone, Debug)]
+struct Doubt {
+    commit: Option<CommitId>,
+    /// The number of the state that it leads to.
+    after: usize,
+    invalidated: BTreeSet<SessionId>,
+    may_end: BTreeSet<SessionId>,
+}
+
+pub(crate) struct World {
+    pub(crate) disk: Disk,
+    pub(crate) setup: Setup,
+    pub(crate) clock: ManualClock,
+    pub(crate) store: Option<Store>,
+    told: Told,
+    /// Whose end this process has been told of.
+    ended: BTreeSet<SessionId>,
+    /// Every state that was ever expected, those that came to nothing included.
+    pub(crate) history: Vec<Arc<State>>,
+    /// Those that a power cut may leave now. The last one is what the store shows.
+    pub(crate) allowed: Vec<usize>,
+    slots: Vec<Option<Intent>>,
+    doubt: Option<Doubt>,
+    /// Whose end was under way when the disk was found.
+    pub(crate) unsettled: BTreeSet<SessionId>,
+    /// The greatest number of a commit that was acknowledged.
+    pub(crate) revision: u64,
+    /// So that session ids differ from process to process.
+    seed: u64,
+}
+
+impl World {
+    /// A world on a disk that somebody else has left in one of these states.
+    pub(crate) fn found(
+        disk: Disk,
+        setup: Setup,
+        seed: u64,
+        now: Time,
+        allowed: Vec<Arc<State>>,
+        unsettled: BTreeSet<SessionId>,
+    ) -> Self {
+        let world = World {
+            disk,
+            setup,
+            clock: ManualClock::new(now),
+            store: None,
+            told: Told::default(),
+            ended: BTreeSet::new(),
+            allowed: (0..allowed.len()).collect(),
+            history: allowed,
+            slots: (0..SLOTS).map(|_| None).collect(),
+            doubt: None,
+            unsettled,
+            revision: 0,
+            seed,
+        };
+        world.mark(&BTreeSet::new());
+        world
+    }
+
+    /// An empty disk.
+    pub(crate) fn empty(setup: Setup, seed: u64, traced: bool) -> Self {
+        let disk = Disk::new(Image::default(), traced);
+        World::found(disk, setup, seed, START, vec![Arc::default()], BTreeSet::new())
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.store.as_ref().expect("the world is open")
+    }
+
+    /// What the store shows.
+    pub(crate) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.history[self.newest()])
+    }
+
+    fn newest(&self) -> usize {
+        *self.allowed.last().expect("there is always a state")
+    }
+
+    pub(crate) fn options(&mut self) -> Options {
+        self.seed = self.seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        let told = Arc::clone(&self.told);
+        Options::new()
+            .disk(self.disk.clone())
+            .segment_bytes(self.setup.segment_bytes)
+            .memory_max(self.setup.memory_max)
+            .fold_inline()
+            .sweep_every(None)
+            // Of a clock that the world turns: only `resume` does.
+            .sync_delay(Duration::from_millis(1))
+            .clock(self.clock.clone())
+            .clock_ahead_max(self.setup.clock_ahead_max.unwrap_or(Duration::MAX))
+            .seed(self.seed)
+            .on_end("record", move |_, session, reason| {
+                told.lock().unwrap().push((session.id(), reason));
+                Ok(())
+            })
+    }
+
+    /// Opens the store and looks which of the allowed states it shows.
+    pub(crate) fn open(&mut self) -> Result<(), Trouble> {
+        self.ended.clear();
+        self.store = Some(self.options().open(Path::new(DIRECTORY))?);
+        // What it shows it has made durable.
+        self.allowed = self.recognize()?;
+        self.mark(&BTreeSet::new());
+        Ok(())
+    }
+
+    /// Which of the allowed states the store shows: several, if they look the same.
+    fn recognize(&self) -> Result<Vec<usize>, Trouble> {
+        let (now, seen) = (self.store().now(), look(self.store())?);
+        let is_seen = |nth: &usize| self.history[*nth].seen(now) == seen;
+        let found: Vec<_> = self.allowed.iter().copied().filter(is_seen).collect();
+        if found.is_empty() {
+            return Err(self.nothing_matches(&seen, now).into());
+        }
+        Ok(found)
+    }
+
+    fn nothing_matches(&self, seen: &Seen, now: Time) -> String {
+        let mut text = format!("none of the {} allowed states is there", self.allowed.len());
+        for nth in &self.allowed {
+            let difference = difference(&self.history[*nth].seen(now), seen);
+            text += &format!("\n  not state {nth}: {difference}");
+        }
+        let others = self.history.iter().enumerate().filter(|(_, state)| state.seen(now) == *seen);
+        others.for_each(|(nth, _)| text += &format!("\n  but it is state {nth}"));
+        text
+    }
+
+    /// Says in the disk's record what a power cut may leave from now on.
+    pub(crate) fn mark(&self, may_end: &BTreeSet<SessionId>) {
+        let mut may_end = may_end | &self.unsettled;
+        may_end.extend(self.doubt.iter().flat_map(|doubt| &doubt.may_end));
+        self.disk.mark(Knowledge {
+            allowed: self.allowed.as_slice().into(),
+            may_end: Arc::new(may_end),
+            revision: self.revision,
+            now: self.store.as_ref().map_or(self.clock.wall(), Store::now),
+        });
+    }
+
+    /// A commit that leads to this state is under way.
+    fn begun(
+        &mut self,
+        state: State,
+        invalidated: &BTreeSet<SessionId>,
+        may_end: &BTreeSet<SessionId>,
+    ) {
+        self.history.push(Arc::new(state));
+        self.allowed.push(self.history.len() - 1);
+        self.doubt = Some(Doubt {
+            commit: None,
+            after: self.history.len() - 1,
+            invalidated: invalidated.clone(),
+            may_end: may_end.clone(),
+        });
+        self.mark(may_end);
+    }
+
+    /// It is done; `is_durable`: no power cut takes it back.
+    fn done(&mut self, is_durable: bool) {
+        if is_durable {
+            self.allowed.drain(..self.allowed.len() - 1);
+        }
+        self.doubt = None;
+        self.mark(&BTreeSet::new());
+    }
+
+    /// It came to nothing.
+    fn refused(&mut self) {
+        self.allowed.pop();
+        self.doubt = None;
+        self.mark(&BTreeSet::new());
+    }
+
+    /// It failed. What the error says decides whether there is a doubt.
+    fn failed(&mut self, error: Error) -> Trouble {
+        match &error {
+            Error::Unknown { commit, .. } => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.commit = Some(*commit);
+                }
+            }
+            // The promise of all others is that nothing of it was written. Whoever was found to have
+            // expired on the way may have ended.
+            _ => {
+                let may_end = self.doubt.iter().flat_map(|doubt| &doubt.may_end);
+                self.unsettled.extend(may_end);
+                self.refused();
+            }
+        }
+        error.into()
+    }
+
+    /// Takes what listeners were told meanwhile out of the model: the ends that somebody wanted
+    /// must be these, and whoever else ended must have been among those that `may_end`.
+    fn take_ends(
+        &mut self,
+        invalidated: &BTreeSet<SessionId>,
+        may_end: &BTreeSet<SessionId>,
+    ) -> Result<BTreeSet<SessionId>, Trouble> {
+        self.store().settle();
+        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        let (mut wanted, mut expired) = (BTreeSet::new(), BTreeSet::new());
+        for (id, reason) in told {
+            match reason {
+                EndReason::Invalidated => wanted.insert(id),
+                _ => expired.insert(id),
+            };
+            if !self.ended.insert(id) {
+                return Err(format!("the end of {id} was told twice").into());
+            }
+        }
+        if wanted != *invalidated {
+            return Err(format!("ended: {wanted:?}, wanted: {invalidated:?}").into());
+        }
+        if let Some(id) = expired.difference(may_end).next() {
+            return Err(format!("{id} was told to have expired, and it had not").into());
+        }
+        Ok(expired)
+    }
+
+    /// Corrects the newest state: these have ended too.
+    fn expired(&mut self, ended: &BTreeSet<SessionId>) {
+        if !ended.is_empty() {
+            let state = self.state().without(ended);
+            self.history.push(Arc::new(state));
+            // Ends are told when they are durable, and with them everything before.
+            self.allowed = vec![self.history.len() - 1];
+            self.mark(&BTreeSet::new());
+        }
+    }
+
+    /// Compares what the store shows with the model.
+    pub(crate) fn check(&self) -> Result<(), Trouble> {
+        let now = self.store().now();
+        let (expected, seen) = (self.state().seen(now), look(self.store())?);
+        match expected == seen {
+            true => Ok(()),
+            false => Err(difference(&expected, &seen).into()),
+        }
+    }
+
+    fn container(&self, name: &str) -> Result<Container, Error> {
+        self.store().container(name)
+    }
+
+    pub(crate) fn play(&mut self, step: &Step) -> Result<(), Trouble> {
+        match step {
+            Step::Container { name, policy } => self.make_container(name, policy)?,
+            Step::Begin(slot) => {
+                self.slots[*slot] = None;
+                self.slots[*slot] = Some(Intent::begin(self.store(), self.state())?);
+            }
+            // Its container could not be made.
+            Step::Act { container, .. } | Step::SetPolicy { container, .. }
+                if !self.state().containers.contains_key(*container) => {}
+            Step::Act { slot, container, key, deed } => {
+                let (now, container) = (self.store().now(), self.container(container)?);
+                if let Some(intent) = &mut self.slots[*slot] {
+                    intent.act(&container, &Key::from(*key), deed, now)?;
+                }
+            }
+            Step::SetPolicy { slot, container, policy } => {
+                let container = self.container(container)?;
+                if let Some(intent) = &mut self.slots[*slot] {
+                    intent.set_policy(&container, policy.clone())?;
+                }
+            }
+            Step::Commit { slot, durability } => {
+                if let Some(intent) = self.slots[*slot].take() {
+                    self.commit(intent, *durability)?;
+                }
+            }
+            Step::Advance { secs } => {
+                self.clock.advance_secs(*secs);
+                self.mark(&BTreeSet::new());
+            }
+            Step::Sweep => {
+                self.sweep()?;
+            }
+            Step::Fold => {
+                self.store().fold()?;
+                self.done(true);
+            }
+            Step::Reopen => {
+                self.close()?;
+                self.open()?;
+            }
+            Step::Kill => {
+                self.kill();
+                // What was written survives its process, synced or not. Until the store is open
+                // again a power cut may still take it back: the record says so.
+                self.allowed.drain(..self.allowed.len() - 1);
+                self.open()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the store, which makes everything durable.
+    pub(crate) fn close(&mut self) -> Result<(), Trouble> {
+        self.give_up();
+        self.store.take().expect("the world is open").close()?;
+        self.done(true);
+        Ok(())
+    }
+
+    /// Ends the process without a word, and makes the disk fit for the next one.
+    pub(crate) fn kill(&mut self) {
+        self.give_up();
+        self.disk = self.disk.kill();
+        // It is dead already: whatever it does now has no effect.
+        drop(self.store.take());
+        self.told.lock().unwrap().clear();
+        // Whatever ended in the last moment is not told of by the next process.
+        if let Some(doubt) = &mut self.doubt {
+            doubt.invalidated.clear();
+        }
+    }
+
+    /// Drops all transactions.
+    pub(crate) fn give_up(&mut self) {
+        self.slots.fill_with(|| None);
+    }
+
+    fn make_container(&mut self, name: &str, policy: &Policy) -> Result<(), Trouble> {
+        let (state, now) = (self.state(), self.store().now());
+        if state.containers.get(name).is_some_and(|before| before.policy == *policy) {
+            self.store().container_with(name, policy.clone())?;
+            return Ok(());
+        }
+        let mut after = State::clone(&state);
+        let new = || ContainerState { policy: policy.clone(), sessions: BTreeMap::new() };
+        after.containers.entry(name.to_owned()).or_insert_with(new).set_policy(policy, now);
+        let may_end = state.due(now);
+        self.begun(after, &BTreeSet::new(), &may_end);
+        if let Err(error) = self.store().container_with(name, policy.clone()) {
+            return Err(self.failed(error));
+        }
+        self.done(true);
+        let expired = self.take_ends(&BTreeSet::new(), &may_end)?;
+        self.expired(&expired);
+        Ok(())
+    }
+
+    /// Commits, and expects what the model says.
+    fn commit(&mut self, intent: Intent, durability: Option<Durability>) -> Result<(), Trouble> {
+        let now = self.store().now();
+        let Prediction { state, invalidated, may_end, is_relaxed } =
+            intent.predict(&self.state(), durability, now);
+        let is_expected = state.is_some();
+        let state = state.unwrap_or_else(|| State::clone(&self.state()));
+        self.begun(state, &invalidated, &may_end);
+        if let Some(durability) = durability {
+            intent.txn.set_durability(durability)?;
+        }
+        let ended = match intent.txn.commit() {
+            Ok(_) if !is_expected => return Err("a commit that should conflict did not".into()),
+            Ok(report) => {
+                let revision = report.revision.get();
+                let [.., before, after] = self.allowed[..] else { panic!("both are allowed") };
+                if revision <= self.revision && self.history[before] != self.history[after] {
+                    return Err(format!("commit {revision} after {}", self.revision).into());
+                }
+                self.revision = self.revision.max(revision);
+                self.done(!is_relaxed);
+                invalidated
+            }
+            Err(Error::Conflict(_)) if !is_expected => {
+                self.refused();
+                BTreeSet::new()
+            }
+            // Too much for a segment.
+            Err(Error::Limit { .. }) => {
+                self.refused();
+                BTreeSet::new()
+            }
+            Err(error) => return Err(self.failed(error)),
+        };
+        let expired = self.take_ends(&ended, &may_end)?;
+        self.expired(&expired);
+        Ok(())
+    }
+
+    /// Sweeps, and expects the end of everything that is due.
+    pub(crate) fn sweep(&mut self) -> Result<BTreeSet<SessionId>, Trouble> {
+        let may_end = self.state().due(self.store().now());
+        self.mark(&may_end);
+        let swept = match self.store().sweep() {
+            Ok(swept) => swept,
+            Err(error) => {
+                // Some of it may have been done.
+                self.unsettled.extend(may_end);
+                return Err(error.into());
+            }
+        };
+        let expired = self.take_ends(&BTreeSet::new(), &may_end)?;
+        if expired != may_end || swept.ended != may_end.len() as u64 {
+            let missing: Vec<_> = may_end.difference(&expired).collect();
+            return Err(format!("a sweep did not end {missing:?}").into());
+        }
+        self.expired(&expired);
+        Ok(expired)
+    }
+
+    /// Sweeps a store that was found: those who are due in every state that it may be in must end,
+    /// unless their end was under way, and nobody who is not due in any. From then on it is known
+    /// in which state it is.
+    pub(crate) fn settle_ends(&mut self) -> Result<(), Trouble> {
+        let now = self.store().now();
+        let due = self.allowed.iter().flat_map(|nth| self.history[*nth].due(now));
+        let due = due.collect();
+        self.mark(&due);
+        self.store().sweep()?;
+        self.settle(&BTreeSet::new())
+    }
+
+    fn settle(&mut self, invalidated: &BTreeSet<SessionId>) -> Result<(), Trouble> {
+        let now = self.store().now();
+        let due: Vec<_> = self.allowed.iter().map(|nth| self.history[*nth].due(now)).collect();
+        let mut any: BTreeSet<_> = due.iter().flatten().copied().collect();
+        any.extend(&self.unsettled);
+        let ended = self.take_ends(invalidated, &any)?;
+        let is_due = |id: &SessionId| due.iter().all(|due| due.contains(id));
+        let must = any.iter().filter(|id| is_due(id) && !self.unsettled.contains(id));
+        if let Some(id) = must.into_iter().find(|id| !ended.contains(id)) {
+            return Err(format!("a sweep after the recovery did not end {id}").into());
+        }
+        // Whoever of them did not end now has ended before.
+        let state = self.state().without(&self.state().due(now));
+        self.allowed.pop();
+        if !ended.is_empty() {
+            // Ends are told when they are durable, and with them everything before.
+            self.allowed.clear();
+        }
+        self.history.push(Arc::new(state));
+        self.allowed.push(self.history.len() - 1);
+        self.doubt = None;
+        self.unsettled.clear();
+        self.mark(&BTreeSet::new());
+        Ok(())
+    }
+
+    /// Whether everything that was begun is known to be done or not.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.doubt.is_none() && self.unsettled.is_empty()
+    }
+
+    /// Looks at a store whose disk is broken: an error, or what the model says.
+    pub(crate) fn glance(&self) -> Result<(), Trouble> {
+        let now = self.store().now();
+        match look(self.store()) {
+            Ok(seen) if self.allowed.iter().any(|nth| self.history[*nth].seen(now) == seen) => {
+                Ok(())
+            }
+            Ok(seen) => Err(self.nothing_matches(&seen, now).into()),
+            Err(Trouble::Error(Error::Storage(_))) => Ok(()),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// After an error, when the disk works again: waits until the store does, asks what became of
+    /// the commit in doubt, and compares that with what the store shows.
+    pub(crate) fn resume(&mut self) -> Result<(), Trouble> {
+        self.give_up();
+        let now = self.store().now();
+        // Whoever is due may end in what follows.
+        let due = self.allowed.iter().flat_map(|nth| self.history[*nth].due(now));
+        let due: Vec<_> = due.collect();
+        self.unsettled.extend(due);
+        let mut invalidated = BTreeSet::new();
+        if let Some(doubt) = self.doubt.take() {
+            self.unsettled.extend(doubt.may_end);
+            let wanted = |fate: &Fate| *fate != Fate::Pending;
+            let fate = |commit| self.wait_for(|store| Ok(store.fate(commit)), wanted);
+            match doubt.commit.map(fate).transpose()? {
+                Some(Fate::Committed) => {
+                    self.allowed = vec![doubt.after];
+                    invalidated = doubt.invalidated;
+                }
+                Some(Fate::NotCommitted) => self.allowed.retain(|nth| *nth != doubt.after),
+                Some(fate) => return Err(format!("the fate of a commit is {fate:?}").into()),
+                None => {}
+            }
+        }
+        self.mark(&BTreeSet::new());
+        // Whatever waits to be synced is due.
+        self.clock.elapse(Duration::from_secs(1));
+        // Where everything happens on the threads of clients, this opens tables again that have failed.
+        self.wait_for(Store::fold, |()| true)?;
+        self.wait_for(Store::sweep, |_| true)?;
+        // What it shows need not be durable: it may have been relaxed.
+        let newest = *self.recognize()?.last().expect("one at least");
+        self.allowed.retain(|nth| *nth <= newest);
+        self.settle(&invalidated)
+    }
+
+    /// Asks until the answer is as wanted, and no failure of the storage.
+    #[expect(clippy::disallowed_methods, reason = "the store goes on by itself, in real time")]
+    fn wait_for<T>(
+        &self,
+        ask: impl Fn(&Store) -> Result<T, Error>,
+        is_wanted: impl Fn(&T) -> bool,
+    ) -> Result<T, Trouble> {
+        let since = Instant::now();
+        loop {
+            let trouble = match ask(self.store()) {
+                Ok(answer) if is_wanted(&answer) => return Ok(answer),
+                Ok(_) => Trouble::from("a store does not get over a failure"),
+                Err(error @ (Error::Storage(_) | Error::Full | Error::Busy { .. })) => error.into(),
+                Err(error) => return Err(error.into()),
+            };
+            if since.elapsed() > PATIENCE {
+                return Err(trouble);
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for World {
+    /// Nobody waits for a store that is not looked at any more to be closed.
+    fn drop(&mut self) {
+        self.disk.kill();
+    }
+}
+
+/// Says in which session two views differ, without their values.
+fn difference(expected: &Seen, seen: &Seen) -> String {
+    for (name, (policy, sessions)) in expected {
+        let Some((other_policy, other)) = seen.get(name) else {
+            return format!("container {name} is missing");
+        };
+        if policy != other_policy {
+            return format!("container {name} has other settings");
+        }
+        for (key, session) in sessions {
+            let text = String::from_utf8_lossy(key.as_bytes());
+            match other.get(key) {
+                None => return format!("{name}/{text} is missing"),
+                Some(other) if other != session => {
+                    return format!("{name}/{text} is {other:?}, not {session:?}");
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(key) = other.keys().find(|key| !sessions.contains_key(*key)) {
+            return format!("{name}/{} is there", String::from_utf8_lossy(key.as_bytes()));
+        }
+    }
+    match seen.keys().find(|name| !expected.contains_key(*name)) {
+        Some(name) => format!("container {name} is there"),
+        None => "nothing differs".to_owned(),
+    }
+}
