@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
 
-use crate::engine::{Batch, Engine, Failure, Taken};
+use crate::engine::{self, Batch, Engine, Failure, Taken};
 use crate::error::{ConflictReason, Error};
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::container::{ContainerId, ContainerState, Place};
@@ -169,6 +169,8 @@ struct Committer<'a> {
     last: usize,
     /// When what is written and not synced must be.
     sync_by: Option<Duration>,
+    /// About what it keeps in memory: each state of each session in it, in case that it is lost.
+    unsynced_bytes: usize,
     /// Wakes many clients, while the next batch is made.
     answers: Sender<Verdicts>,
 }
@@ -184,8 +186,16 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
         let verdicts = answering.into_iter().flatten();
         verdicts.for_each(|(reply, verdict)| reply.send(verdict));
     });
-    let mut committer =
-        Committer { core, engine, queue, stopwatch, last: 1, sync_by: None, answers };
+    let mut committer = Committer {
+        core,
+        engine,
+        queue,
+        stopwatch,
+        last: 1,
+        sync_by: None,
+        unsynced_bytes: 0,
+        answers,
+    };
     let mut requests = VecDeque::new();
     while committer.gather(&mut requests) {
         core.there_is_room();
@@ -241,7 +251,7 @@ impl Committer<'_> {
     }
 
     fn sync(&mut self) {
-        self.sync_by = None;
+        (self.sync_by, self.unsynced_bytes) = (None, 0);
         match caught(|| self.engine.sync()) {
             Ok(()) => self.core.snapshots.sync(self.core.snapshots.published()),
             Err(Failure::Refused(error) | Failure::Unknown(error)) => {
@@ -270,7 +280,9 @@ impl Committer<'_> {
         }
         commits.iter().for_each(|commit| core.versions.stage(commit));
         let count = commits.len();
-        let durable = durability == Durability::Immediate || !ended.is_empty();
+        self.unsynced_bytes += commits.iter().map(bytes_kept).sum::<usize>();
+        let too_much = self.unsynced_bytes > core.bounds.resident_bytes_max / 8;
+        let durable = durability == Durability::Immediate || !ended.is_empty() || too_much;
         let epoch = engine.epoch();
         let written = caught(|| engine.apply(Batch { time: now, commits, only_ends }, durable));
         let effects = Effects { revision, count, ended, started, made };
@@ -279,7 +291,7 @@ impl Committer<'_> {
                 match durable {
                     true => {
                         core.snapshots.sync(revision);
-                        self.sync_by = None;
+                        (self.sync_by, self.unsynced_bytes) = (None, 0);
                     }
                     false => {
                         let delay = core.bounds.sync_delay;
@@ -348,7 +360,7 @@ impl Committer<'_> {
     /// itself be asked. Until then reads go on, and commits fail at once.
     fn recover(&mut self, error: &Error, failed: Option<Effects>) {
         let core = self.core;
-        self.sync_by = None;
+        (self.sync_by, self.unsynced_bytes) = (None, 0);
         Counters::add(&core.counters.storage_failures, 1);
         core.event(&Event::StorageFailed { error: error.cause().to_string() });
         let (mut pause, most) = RECOVER_EVERY;
@@ -389,6 +401,11 @@ impl Committer<'_> {
         }
         core.event(&Event::StorageRecovered { durable });
     }
+}
+
+/// What a commit keeps in memory until it is durable.
+fn bytes_kept(commit: &engine::Commit) -> usize {
+    commit.sessions.iter().filter_map(|change| Some(change.after.as_ref()?.weight())).sum()
 }
 
 /// What a batch does besides its records, once it is published.

@@ -1,6 +1,11 @@
 //! What would be too large: transactions, batches, and what is kept in memory.
 
-use sessile::{Error, LimitKind, ManualClock, Policy, Time};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use sessile::{Durability, Error, Key, LimitKind, ManualClock, Policy, Time, Transaction};
 
 use crate::fragile::Operation;
 use crate::{Place, got, put, putting, shop, verdict};
@@ -105,5 +110,107 @@ fn a_sweep_fits_into_the_log() {
         let swept = store.sweep().unwrap();
         assert_eq!((swept.examined, swept.ended), (sessions, sessions));
         assert_eq!(store.begin().unwrap().len(&shop).unwrap(), 0);
+    }
+}
+
+/// Far more sessions than may be in memory: those that nobody uses are let go of, and read again when
+/// somebody does. Transactions that live through all of it see the same all the while.
+#[test]
+fn sessions_are_let_go_of_and_read_again() {
+    const SESSIONS: u64 = 2_000;
+    const BYTES: usize = 1_000;
+    const MEMORY: usize = 512 << 10;
+    /// What one round may add before somebody looks.
+    const SLACK: usize = 64 << 10;
+    let seed = seed();
+    let place = Place::new();
+    let options = place.options().segment_bytes(256 << 10).memory_max(MEMORY);
+    let store = options.open(&place.path).unwrap();
+    let shop = store.container_with("shop", Policy::new().durability(Durability::Relaxed)).unwrap();
+    let key = |n: u64| format!("{n:05}");
+    for n in 0..SESSIONS {
+        let txn = putting(&store, &shop, &key(n), 0);
+        let session = txn.get(&shop, key(n)).unwrap().unwrap();
+        session.insert("ballast", "x".repeat(BYTES)).unwrap();
+        txn.commit().unwrap();
+    }
+    let is_within = || {
+        store.fold().unwrap();
+        // The next commit lets go of what the fold has settled.
+        put(&store, &shop, &key(0), 0).unwrap();
+        let stats = store.stats();
+        let bytes = stats.resident_bytes as usize;
+        assert!(bytes <= MEMORY + SLACK, "{bytes} bytes in memory (SESSILE_SEED={seed})");
+        assert!(stats.resident_sessions < SESSIONS / 2, "{stats}");
+    };
+    is_within();
+
+    // Two numbers move between pairs of sessions; the sum of all is zero in every snapshot.
+    let most = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let moved = |txn: &Transaction, n: u64| {
+        let session = txn.peek(&shop, key(n)).unwrap().unwrap();
+        session.get::<i64>("moved").unwrap().unwrap_or(0)
+    };
+    thread::scope(|scope| {
+        for thread in 0..3 {
+            let mut chance = StdRng::seed_from_u64(seed + thread);
+            let (store, shop, most) = (&store, &shop, &most);
+            let (done, moved) = (&done, &moved);
+            scope.spawn(move || {
+                for _ in 0..60 {
+                    let old = store.begin().unwrap();
+                    let probe: Vec<_> = (0..20).map(|_| chance.random_range(0..SESSIONS)).collect();
+                    let seen: Vec<_> = probe.iter().map(|n| moved(&old, *n)).collect();
+                    for _ in 0..10 {
+                        let pair = [(); 2].map(|()| chance.random_range(0..SESSIONS));
+                        let by = chance.random_range(1..100i64);
+                        let transfer = store.transact(|txn| {
+                            txn.get(shop, key(pair[0]))?.unwrap().add("moved", by)?;
+                            txn.get(shop, key(pair[1]))?.unwrap().add("moved", -by)
+                        });
+                        transfer.unwrap();
+                    }
+                    let again: Vec<_> = probe.iter().map(|n| moved(&old, *n)).collect();
+                    assert_eq!(seen, again, "SESSILE_SEED={seed}");
+                    if chance.random_ratio(1, 10) {
+                        let sum: i64 = (0..SESSIONS).map(|n| moved(&old, n)).sum();
+                        assert_eq!(sum, 0, "SESSILE_SEED={seed}");
+                        assert_eq!(old.len(shop).unwrap(), SESSIONS, "SESSILE_SEED={seed}");
+                        let keys = old.keys(shop).unwrap().map(Result::unwrap);
+                        assert!(keys.eq((0..SESSIONS).map(|n| Key::from(key(n)))));
+                    }
+                    most.fetch_max(store.stats().resident_bytes, Ordering::Relaxed);
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.fold().unwrap();
+            }
+        });
+    });
+    let (most, folds) = (most.into_inner(), store.stats().folds);
+    println!("{folds} folds, at most {most} bytes in memory (SESSILE_SEED={seed})");
+    assert!(folds > 20);
+    // What is not in the tables yet cannot be let go of, nor what an old transaction may ask for.
+    assert!(most as usize <= 3 * MEMORY, "{most} bytes in memory (SESSILE_SEED={seed})");
+    is_within();
+    store.close().unwrap();
+    let store = place.open();
+    let shop = store.container("shop").unwrap();
+    let txn = store.begin().unwrap();
+    assert_eq!(txn.len(&shop).unwrap(), SESSIONS);
+    let sessions = txn.iter(&shop).unwrap().map(Result::unwrap);
+    let sum: i64 = sessions.map(|session| session.get::<i64>("moved").unwrap().unwrap_or(0)).sum();
+    assert_eq!(sum, 0, "SESSILE_SEED={seed}");
+}
+
+/// The chance of a run: that of `SESSILE_SEED=…`, or another one each time.
+fn seed() -> u64 {
+    match std::env::var("SESSILE_SEED") {
+        Ok(seed) => seed.parse().expect("a seed is a number"),
+        Err(_) => rand::make_rng::<StdRng>().random(),
     }
 }

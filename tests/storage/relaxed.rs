@@ -75,6 +75,27 @@ fn what_is_relaxed_is_synced_in_time_however_busy_the_store_is() {
     place.disk.wait_for(Operation::Sync, "log-", before + 1);
 }
 
+/// What may be taken back is kept, each state of it: so it is synced earlier if it becomes much.
+#[test]
+fn what_is_not_synced_does_not_pile_up_in_memory() {
+    const MEMORY: usize = 1 << 20;
+    let (place, clock) = (Place::new(), clock());
+    let options = options(&place, &clock, HOUR).memory_max(MEMORY).segment_bytes(1 << 20);
+    let store = options.open(&place.path).unwrap();
+    let shop = relaxed(&store, "shop");
+    store.transact(|txn| txn.create(&shop, "ada")?.insert("ballast", "x".repeat(50_000))).unwrap();
+    let mut most = 0;
+    let done = written_and_synced(&place, || {
+        for _ in 0..200 {
+            store.transact(|txn| txn.get(&shop, "ada")?.unwrap().add("n", 1)).unwrap();
+            most = most.max(store.stats().version_bytes);
+        }
+    });
+    assert_eq!(done.0, 200);
+    assert!((20..150).contains(&done.1), "{} syncs", done.1);
+    assert!(most < MEMORY as u64 / 4, "{most} bytes of what may be taken back");
+}
+
 #[test]
 fn the_strictest_level_holds() {
     let (place, clock) = (Place::new(), clock());
