@@ -226,31 +226,42 @@ struct Tally {
     lost: u64,
     phantom: u64,
     restarts_micros: Vec<u64>,
+    /// Where the segments of the log had the default size: a new one is filled first.
+    large_restarts_micros: Vec<u64>,
 }
 
 impl Tally {
-    fn restart_micros(&self, percentile: usize) -> u64 {
-        let mut all = self.restarts_micros.clone();
-        all.sort_unstable();
-        all[(all.len() - 1) * percentile / 100]
-    }
-
     /// Of a few restarts a busy machine may delay the slowest; of many, not one in a hundred.
     fn check_restarts(&self) {
         let percentile = if self.restarts_micros.len() < 500 { 50 } else { 99 };
-        assert!(self.restart_micros(percentile) < 1_000_000, "a restart takes too long");
+        let micros = at_percentile(&self.restarts_micros, percentile);
+        assert!(micros < 1_000_000, "a restart takes too long");
     }
+}
+
+fn at_percentile(all: &[u64], percentile: usize) -> u64 {
+    let mut all = all.to_vec();
+    all.sort_unstable();
+    all.get(all.len().saturating_sub(1) * percentile / 100).copied().unwrap_or(0)
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Tally { kills, deeds, lost, phantom, .. } = self;
-        let [p50, p99] = [50, 99].map(|at| self.restart_micros(at) as f64 / 1_000.0);
+        let millis = |all: &[u64], percentile| at_percentile(all, percentile) as f64 / 1_000.0;
+        let (small, large) = (&self.restarts_micros, &self.large_restarts_micros);
         write!(
             f,
             "kill: {kills} kills, {deeds} acknowledgements, {lost} lost, {phantom} phantom, \
-             restart p50 {p50:.1} ms p99 {p99:.1} ms"
-        )
+             restart p50 {:.1} ms p99 {:.1} ms",
+            millis(small, 50),
+            millis(small, 99),
+        )?;
+        if !large.is_empty() {
+            let p50 = millis(large, 50);
+            write!(f, ", {} with the default log p50 {p50:.1} ms", large.len())?;
+        }
+        Ok(())
     }
 }
 
@@ -269,6 +280,8 @@ struct Aging<'a> {
     starts: (u64, u64),
     /// Whether a process died while it made the store: what it left is moved aside.
     cut_off: bool,
+    /// Whether the latest process had segments of the default size.
+    large: bool,
     /// How the latest processes were started and died, for whoever looks for a fault.
     lives: Vec<String>,
     tally: &'a mut Tally,
@@ -286,6 +299,7 @@ impl<'a> Aging<'a> {
             closing: false,
             starts: (0, 0),
             cut_off: false,
+            large: false,
             lives: Vec::new(),
             tally,
         }
@@ -311,6 +325,7 @@ impl<'a> Aging<'a> {
         let (store, seed, verify) = (self.store(), self.seed, self.closing);
         let job = Job { store, seed, point, segment_bytes, relaxed, thorough, verify };
         self.starts.1 += 1;
+        self.large = segment_bytes.is_none();
         self.lives.push(format!("{segment_bytes:?} bytes, {relaxed} relaxed, {point:?}"));
         Process::start("program", &job)
     }
@@ -367,7 +382,10 @@ impl<'a> Aging<'a> {
         wrong.complaints.extend(self.strange_files());
         self.tally.lost += wrong.lost;
         self.tally.phantom += wrong.phantom;
-        self.tally.restarts_micros.push(seen.restart_micros);
+        match self.large {
+            true => self.tally.large_restarts_micros.push(seen.restart_micros),
+            false => self.tally.restarts_micros.push(seen.restart_micros),
+        }
         if !wrong.complaints.is_empty() {
             // A session may be long.
             let short = |text: &String| text.chars().take(300).collect::<String>();
@@ -394,7 +412,9 @@ impl<'a> Aging<'a> {
         match self.chance.random_range(0..8) {
             0 => {
                 let process = self.start(None);
-                let micros = self.chance.random_range(0..=2 * self.tally.restart_micros(50));
+                let micros = self
+                    .chance
+                    .random_range(0..=2 * at_percentile(&self.tally.restarts_micros, 50));
                 self.note_within(&process, micros);
                 self.kill(process);
             }
