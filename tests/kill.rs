@@ -92,7 +92,9 @@ fn size() -> Size {
 
 fn seed() -> u64 {
     let seed = std::env::var("SESSILE_SEED").map(|seed| seed.parse().expect("a seed is a number"));
-    seed.unwrap_or_else(|_| rand::make_rng::<StdRng>().random())
+    let seed = seed.unwrap_or_else(|_| rand::make_rng::<StdRng>().random());
+    println!("SESSILE_SEED={seed}"); // shown if it fails
+    seed
 }
 
 /// Where stores are made: on the disk, and in memory if there is such a file system.
@@ -392,7 +394,7 @@ impl<'a> Aging<'a> {
             let complaints: Vec<_> = wrong.complaints.iter().map(short).collect();
             let lives: Vec<_> = self.lives.iter().rev().take(8).rev().map(short).collect();
             let (tally, seed) = (&*self.tally, self.seed);
-            panic!("{tally}, SESSILE_SEED={seed}: {complaints:#?} after {lives:#?}");
+            panic!("{tally}, the store's seed is {seed}: {complaints:#?} after {lives:#?}");
         }
     }
 
@@ -464,7 +466,7 @@ impl<'a> Aging<'a> {
             }
             self.kill(process);
         }
-        panic!("nobody passes {side:?} {operation:?} {part:?}, SESSILE_SEED={}", self.seed);
+        panic!("nobody passes {side:?} {operation:?} {part:?}");
     }
 
     /// A program dies at a point while it recovers what one before it has left.
@@ -509,11 +511,7 @@ impl<'a> Aging<'a> {
         let met = match said {
             Said::Point => None,
             Said::Open { met, .. } => {
-                assert!(
-                    met > 0,
-                    "nobody passes {side:?} {operation:?} {part:?}, SESSILE_SEED={}",
-                    self.seed
-                );
+                assert!(met > 0, "nobody passes {side:?} {operation:?} {part:?}");
                 Some(met)
             }
             ref said => panic!("{said:?}"),
