@@ -3,7 +3,7 @@
 //! The chain of the log; each row of the tables against its checksum and its bytes; the expiry index
 //! against the sessions, both ways; the counts of the containers against what the tables and the log
 //! hold together; and, unless somebody is writing to it, redb's own file page by page. Nothing is
-//! repaired, and nothing is changed: see [`viewing`](super::viewing).
+//! repaired, and nothing is changed: see [`super::viewing`].
 
 use std::collections::BTreeMap;
 use std::fmt;
