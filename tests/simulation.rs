@@ -121,7 +121,7 @@ fn again(suite: &Suite, seed: u64, case: &Case, depth: u32) {
 fn small_workloads() {
     let size = Size::get();
     let deep = size != Size::Test;
-    let floor = if deep { 50_000 } else { 1_000 };
+    let floor = if deep { 35_000 } else { 1_000 };
     let suite = Suite::new("G-R3", "small workloads", "small_workloads", floor);
     let begin = exhaustive::begin();
     let sequences = exhaustive::sequences(if deep { 3 } else { 2 });
