@@ -31,7 +31,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 impl Shared {
     /// Folds what is frozen, until the engine is closed.
     pub(super) fn run(&self) {
-        if self.fold_frozen().is_ok() {
+        if self.replayed.is_some() && self.fold_frozen().is_ok() {
             self.verify();
         }
         loop {
@@ -244,7 +244,8 @@ impl Shared {
         closed
     }
 
-    /// Looks at every record, so that what is damaged is known before somebody misses it, and counts.
+    /// After an unclean end: looks at every record, so that what is damaged is known before somebody
+    /// misses it, and counts.
     fn verify(&self) {
         const PAGE: usize = 256;
         let Ok(containers) = self.tables.containers() else { return };
