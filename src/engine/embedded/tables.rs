@@ -372,33 +372,6 @@ impl TablesView {
         guarded(work).map_err(failed)
     }
 
-    /// Up to `max` rows of one container, in the order of their keys.
-    fn rows<T>(
-        &self,
-        container: ContainerId,
-        from: &Key,
-        max: usize,
-        row: impl Fn(&[u8], &[u8]) -> T,
-    ) -> Result<Vec<T>, Error> {
-        self.look(|| {
-            let mut found = Vec::new();
-            let mut least = (container.0, from.clone());
-            for next in storage!(self.sessions.range((container.0, from.as_bytes())..))?.take(max) {
-                let (place, record) = storage!(next)?;
-                let (owner, key) = place.value();
-                if (owner, key) < (least.0, least.1.as_bytes()) {
-                    return Err(records::corrupt("sessions", OUT_OF_ORDER));
-                }
-                least = (owner, successor(&Key::from(key)));
-                if owner != container.0 {
-                    break;
-                }
-                found.push(row(key, record.value()));
-            }
-            Ok(found)
-        })
-    }
-
     /// A session of which the row is damaged is absent, and told of.
     fn decode(&self, container: ContainerId, key: &[u8], row: &[u8]) -> Option<Arc<Record>> {
         match records::decode_session(container, key, row) {
@@ -429,8 +402,28 @@ impl View for TablesView {
     }
 
     fn scan(&self, container: ContainerId, from: &Key, max: usize) -> Result<Vec<Found>, Error> {
-        self.rows(container, from, max, |key, row| {
-            (Key::from(key), self.decode(container, key, row))
+        self.look(|| {
+            let mut found = Vec::new();
+            let mut least = from.clone();
+            for next in storage!(self.sessions.range((container.0, from.as_bytes())..))? {
+                let (place, row) = storage!(next)?;
+                let (owner, key) = place.value();
+                if owner > container.0 || found.len() == max {
+                    break;
+                }
+                let record = self.decode(ContainerId(owner), key, row.value());
+                let is_here = owner == container.0 && *key >= *least.as_bytes();
+                if is_here && record.is_some() {
+                    least = successor(&Key::from(key));
+                }
+                match record {
+                    record if is_here => found.push((Key::from(key), record)),
+                    Some(_) => return Err(records::corrupt("sessions", OUT_OF_ORDER)),
+                    // What is damaged may be its key.
+                    None => {}
+                }
+            }
+            Ok(found)
         })
     }
 
@@ -443,16 +436,15 @@ impl View for TablesView {
     ) -> Result<Vec<(u64, Key)>, Error> {
         self.look(|| {
             let mut found = Vec::new();
-            let mut least = (container.0, from.0, from.1.clone());
             let from = (container.0, from.0, from.1.as_bytes());
-            for row in storage!(self.buckets.range(from..))?.take(max) {
+            for row in storage!(self.buckets.range(from..))? {
                 let (row, _) = storage!(row)?;
                 let (owner, bucket, key) = row.value();
-                if (owner, bucket, key) < (least.0, least.1, least.2.as_bytes()) {
-                    return Err(records::corrupt("buckets", OUT_OF_ORDER));
+                if (owner, bucket, key) < from {
+                    // A page has got into another's place. A walk must not begin again.
+                    continue;
                 }
-                least = (owner, bucket, successor(&Key::from(key)));
-                if owner != container.0 || bucket > until {
+                if owner != container.0 || bucket > until || found.len() == max {
                     break;
                 }
                 found.push((bucket, Key::from(key)));
