@@ -188,7 +188,16 @@ fn a_store_in_use_is_seen() {
     assert!(without(&viewer) == seen, "a view does not change");
 }
 
-/// Two writers move money, two come and go, the log is folded all the time.
+/// Tells threads to end, even when a test fails that waits for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Two writers move money, guests come and go, and the log is folded all the time.
 #[test]
 fn what_is_seen_of_a_busy_store_is_one_committed_state() {
     const ACCOUNTS: usize = 20;
@@ -244,6 +253,7 @@ fn what_is_seen_of_a_busy_store_is_one_committed_state() {
                 }
             }
         });
+        let _stop = Stop(&enough);
         let (mut views, mut busy, mut checks) = (0, 0, 0);
         let mut last = 0;
         while views < 200 || store.stats().folds < 30 {
@@ -283,7 +293,6 @@ fn what_is_seen_of_a_busy_store_is_one_committed_state() {
                 }
             }
         }
-        enough.store(true, Ordering::Relaxed);
         assert!(busy <= 20, "{busy} times too busy");
         assert!(checks >= 10);
     });

@@ -296,6 +296,15 @@ fn a_store_left_behind_is_looked_into() {
     assert_eq!(store.begin().unwrap().len(&members).unwrap(), 2);
 }
 
+/// Tells a thread to end, even when a test fails that waits for it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Pairs come and go in one commit each, so there are as many at any time.
 #[test]
 fn what_is_counted_of_a_busy_store_is_one_state() {
@@ -325,6 +334,7 @@ fn what_is_counted_of_a_busy_store_is_one_state() {
                 }
             }
         });
+        let _stop = Stop(&enough);
         let mut last = 0;
         let mut looks = 0;
         while looks < 20 || store.stats().folds < 5 {
@@ -339,7 +349,6 @@ fn what_is_counted_of_a_busy_store_is_one_state() {
             last = revision;
             looks += 1;
         }
-        enough.store(true, Ordering::Relaxed);
     });
 }
 
