@@ -58,7 +58,8 @@ fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
     let (mut from, mut most) = (Some(first_row()), BATCH);
     while let Some(start) = from {
         core.check_open()?;
-        let (rows, next) = core.versions.due(id, core.now().as_secs(), &start, most)?;
+        let (published, now) = (core.snapshots.published(), core.now().as_secs());
+        let (rows, next) = core.versions.due(id, published, now, &start, most)?;
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
         for rows in rows.chunks(most) {

@@ -310,11 +310,13 @@ impl Versions {
         Pinned { container, snapshot, view: Arc::clone(&checkpoint.0), sessions }
     }
 
-    /// Sessions in buckets up to `until` as the last commit left them: rows of the index, and where to
-    /// go on. For the sweep alone, which is judged again when it is committed.
+    /// Sessions in buckets up to `until` as of `published`: rows of the index, and where to go on. For
+    /// the sweep alone, which is judged again when it is committed. Whose end is under way is among
+    /// them: it may come to nothing, and a sweep returns when it has come to an end.
     pub(crate) fn due(
         &self,
         container: ContainerId,
+        published: Revision,
         until: u64,
         from: &Row,
         max: usize,
@@ -325,15 +327,18 @@ impl Versions {
         rows.retain(|(bucket, key)| {
             let place = self.hashed(&(container, key.clone()));
             let shard = self.shard(&place);
-            let newest = shard.sessions.get(&place).map(|resident| &resident.history.newest.1);
-            newest.is_none_or(|newest| newest.as_ref().is_some_and(|n| n.bucket == *bucket))
+            shard.sessions.get(&place).is_none_or(|resident| {
+                let session = resident.history.at(published).and_then(Option::as_ref);
+                session.is_some_and(|session| session.bucket == *bucket)
+            })
         });
         if *from == first_row() {
             // Nearly always nobody here is due.
             for shard in self.shards.iter().map(lock).filter(|shard| shard.earliest <= until) {
                 for place in shard.unsettled.iter().filter(|hashed| hashed.place.0 == container) {
-                    let newest = shard.sessions.get(place).map(|found| &found.history.newest.1);
-                    let bucket = newest.and_then(|newest| Some(newest.as_ref()?.bucket));
+                    let history = shard.sessions.get(place).map(|resident| &resident.history);
+                    let session = history.and_then(|history| history.at(published)?.as_ref());
+                    let bucket = session.map(|session| session.bucket);
                     rows.extend(bucket.filter(|b| *b <= until).map(|b| (b, place.place.1.clone())));
                 }
             }
@@ -409,7 +414,8 @@ impl Versions {
             if !std::mem::replace(&mut resident.listed, true) {
                 shard.unsettled.push(place.clone());
             }
-            shard.note_bucket(&change.after);
+            // Until the end is published, a sweep finds it.
+            shard.note_bucket(if change.after.is_some() { &change.after } else { &change.before });
             written.push_back((commit.revision, place));
         }
         self.note_oldest(&written);
@@ -474,8 +480,9 @@ impl Versions {
                 let Some(resident) = sessions.get_mut(place) else { return false };
                 let (from, session) = &resident.history.newest;
                 if *from > settled || !resident.history.older.is_empty() {
-                    let bucket = session.as_ref().map_or(NEVER, |record| record.bucket);
-                    *earliest = bucket.min(*earliest);
+                    let before = || resident.history.older.back()?.1.as_ref();
+                    let record = session.as_ref().or_else(before);
+                    *earliest = record.map_or(NEVER, |record| record.bucket).min(*earliest);
                     return true;
                 }
                 resident.listed = false;

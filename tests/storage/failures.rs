@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sessile::{CommitId, Durability, Error, Event, Fate, Options, Policy, Revision, Store};
+use sessile::{
+    CommitId, Durability, Error, Event, Fate, ManualClock, Options, Policy, Revision, Store, Time,
+};
 
 use crate::fragile::{Fault, Operation};
 use crate::{Place, cause, got, now, put, putting, seen, shop, until, verdict, wait_for};
@@ -148,6 +150,37 @@ fn check(store: &Store, commits: [CommitId; 3], is_durable: bool) {
     assert_eq!(got(store, &shop, "ada"), Some(ada));
     assert_eq!(got(store, &shop, "bob"), bob);
     assert_eq!(got(store, &shop, "cy"), cy);
+}
+
+/// Whoever sweeps while nobody knows whether an end is durable is not told that all is well; and once
+/// a sweep has come to an end, so has everybody who was due.
+#[test]
+fn ends_in_doubt_are_due_until_their_fate_is_known() {
+    for is_lost in [true, false] {
+        let (place, told) = (Place::new(), Arc::default());
+        let clock = ManualClock::new(Time::from_secs(1_000_000_800));
+        let store = options(&place, &told).clock(clock.clone()).open(&place.path).unwrap();
+        let shop = store.container_with("shop", Policy::new().on_end("count")).unwrap();
+        put(&store, &shop, "bob", 7).unwrap();
+        for is_folded in [false, true] {
+            let before = told.load(Ordering::SeqCst);
+            put(&store, &shop, "bob", 7).unwrap();
+            if is_folded {
+                store.fold().unwrap();
+            }
+            clock.advance_secs(10_000);
+            let fault = Fault::on(Operation::Sync, "log-");
+            place.disk.breaks(if is_lost { fault.loses() } else { fault });
+            assert!(matches!(store.sweep(), Err(Error::Unknown { .. })));
+            for _ in 0..3 {
+                assert!(matches!(store.sweep(), Err(Error::Storage(_))));
+            }
+            place.disk.mend();
+            until("the store goes on", || store.sweep().is_ok());
+            store.settle();
+            assert_eq!(told.load(Ordering::SeqCst), before + 1);
+        }
+    }
 }
 
 /// The fold meets the failure, not a commit: before a segment of the log is left, all that was
