@@ -89,7 +89,7 @@ pub use error::{Conflict, ConflictReason, Error, LimitKind};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;
 pub use model::merge::{AttributeMerge, Resolution, ResolverTrouble, SessionMerge, SessionState};
-pub use model::policy::{Durability, Policy, Rule};
+pub use model::policy::{AtLimit, Durability, OnMismatch, Policy, Rule};
 pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};

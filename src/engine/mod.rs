@@ -68,7 +68,14 @@ impl Commit {
                     bytes + 24 * attributes + old.as_deref().map_or(0, names)
                 }
             };
-            128 + change.place.1.as_bytes().len() + attributes
+            let extras = match (&change.before, &change.after) {
+                (Some(old), Some(new)) if old.extras == new.extras && old.id == new.id => 0,
+                (_, after) => {
+                    let extras = after.as_ref().and_then(|after| after.extras.as_ref());
+                    extras.map_or(0, |extras| extras.weight())
+                }
+            };
+            128 + change.place.1.as_bytes().len() + attributes + extras
         };
         let container = |state: &Arc<ContainerState>| {
             let policy = &state.policy;
@@ -80,7 +87,7 @@ impl Commit {
             let names = [&policy.resolver, &policy.on_start, &policy.on_end];
             let names = names.into_iter().flatten().map(String::len).chain([state.name.len()]);
             let from = state.refile_from.as_ref().map_or(0, |key| key.as_bytes().len());
-            256 + from + rule(&policy.default_rule) + rules.sum::<usize>() + names.sum::<usize>()
+            320 + from + rule(&policy.default_rule) + rules.sum::<usize>() + names.sum::<usize>()
         };
         let sessions: usize = self.sessions.iter().map(session).sum();
         16 + sessions + self.containers.iter().map(container).sum::<usize>()
@@ -269,6 +276,7 @@ mod tests {
                     slice_end: Time::from_secs(1),
                     bucket,
                     attributes: Attributes::new(),
+                    extras: None,
                 })
             });
             let place = (ContainerId(container), Key::from(vec![key; key.into()]));

@@ -10,6 +10,37 @@ use crate::model::session::Revision;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ContainerId(pub u32);
 
+/// What lies under a number: the highest bits of it say so. All but sessions are the store's own
+/// notes, in records of the same form, so that they are committed, recovered and checked alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Where a session has gone whose key was rotated.
+    Rotated = 1,
+    /// The sessions of a principal.
+    Principals = 2,
+    /// Ends of which the listener was not told yet.
+    Ends = 3,
+}
+
+impl ContainerId {
+    const BITS: u32 = 28;
+
+    /// The number of the store's own notes beside this container.
+    pub(crate) fn of(self, kind: Kind) -> ContainerId {
+        ContainerId(self.container().0 | (kind as u32) << Self::BITS)
+    }
+
+    /// The container that this, or what this is beside, is.
+    pub(crate) fn container(self) -> ContainerId {
+        ContainerId(self.0 & ((1 << Self::BITS) - 1))
+    }
+
+    /// Whether sessions lie here.
+    pub(crate) fn is_container(self) -> bool {
+        self == self.container()
+    }
+}
+
 /// Where a session lies.
 pub(crate) type Place = (ContainerId, Key);
 
@@ -23,7 +54,7 @@ pub(crate) struct ContainerState {
     pub policy_revision: Revision,
     /// Sessions that have not ended. Some of them may have expired and await the sweep.
     pub count: u64,
-    /// The timeout was shortened, so buckets may be later than expiries: from this key on they have
+    /// A timeout was shortened, so buckets may be later than expiries: from this key on they have
     /// still to be filed anew. Until that is done, who wants to be exact walks the records.
     pub refile_from: Option<Key>,
 }
@@ -31,7 +62,8 @@ pub(crate) struct ContainerState {
 impl ContainerState {
     /// Takes in a new policy.
     pub(crate) fn set_policy(&mut self, policy: Arc<Policy>, revision: Revision) {
-        if policy.lifetime_secs() < self.policy.lifetime_secs() {
+        let warns_elsewhere = policy.warn_secs != self.policy.warn_secs;
+        if policy.is_outlived_under(&self.policy) || warns_elsewhere {
             self.refile_from = Some(Key::from(""));
         }
         self.policy = policy;

@@ -51,13 +51,15 @@ impl Life {
             slice_end: timeslice::slice_end(now, policy),
             bucket: timeslice::NEVER,
             attributes: Attributes::new(),
+            extras: None,
         };
         Life { created_here: true, ..Life::found(Arc::new(base)) }
     }
 
     /// The times of the session with this transaction's own accesses, and no attributes.
     fn times(&self) -> Record {
-        let mut times = Record { attributes: Attributes::new(), ..*self.base };
+        let extras = self.base.extras.clone();
+        let mut times = Record { attributes: Attributes::new(), extras, ..*self.base };
         times.last_modified = times.last_modified.max(self.changes.modified);
         if let Some(touch) = self.touch {
             times.touch(touch);
@@ -94,7 +96,7 @@ impl Life {
     }
 
     pub(crate) fn expires(&self, policy: &Policy) -> Option<Time> {
-        timeslice::expiry(self.times().slice_end, policy)
+        self.times().expiry(policy)
     }
 
     /// Reads one attribute.

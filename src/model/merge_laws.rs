@@ -135,6 +135,7 @@ fn empty() -> Record {
         slice_end: Time::from_secs(20),
         bucket: 80,
         attributes: Attributes::new(),
+        extras: None,
     }
 }
 

@@ -49,6 +49,33 @@ pub enum Durability {
     Immediate,
 }
 
+/// What happens at a limit of live sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtLimit {
+    /// The new one is refused. The default.
+    #[default]
+    Reject,
+    /// The one that was not used for the longest time ends, to make room. One that is bound to a
+    /// principal makes room for that principal's sessions only.
+    EvictOldest,
+}
+
+/// What happens when an attribute holds something else than is asked for, as it may after the
+/// application has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnMismatch {
+    /// The call fails with [`Error::Type`](crate::Error::Type). The default.
+    #[default]
+    Error,
+    /// The attribute is removed, and the call finds it absent.
+    Drop,
+    /// The session ends, and the call fails with [`Error::Ended`](crate::Error::Ended): its visitor
+    /// begins anew.
+    NewSession,
+}
+
 /// The settings of a container, stored with it.
 ///
 /// ```
@@ -66,17 +93,34 @@ pub struct Policy {
     /// Seconds a session lives after its last access, at least. Zero: for ever. Must be a whole
     /// multiple of the period.
     pub timeout_secs: u64,
+    /// Seconds a session lives after its creation, at most, however often it is used; rounded up to
+    /// the end of a period. Zero: as long as it is used.
+    pub absolute_timeout_secs: u64,
+    /// How many seconds before a session expires [`Event::Expiring`](crate::Event::Expiring) tells of
+    /// it. Zero: never.
+    pub warn_secs: u64,
     /// The length of a timeslice in seconds. A session lives up to one period longer than its
     /// timeout; in return, accesses within one slice cost one write, or one in 30 s if the slice is
     /// longer.
     pub period_secs: u64,
     /// How many live sessions there may be. Zero: no limit.
     pub limit: u64,
+    /// What happens when another session is created there.
+    pub at_limit: AtLimit,
+    /// How many live sessions one principal may have. Zero: no limit.
+    pub principal_limit: u64,
+    /// What happens when another session is bound to that principal.
+    pub at_principal_limit: AtLimit,
+    /// For how many seconds after a rotation the old key still leads to the session. Zero: it is dead
+    /// at once.
+    pub rotation_grace_secs: u64,
     /// How many bytes the names and encoded values of a session's attributes may have; 256 MiB at
     /// the most.
     pub session_bytes_max: usize,
     /// How many attributes a session may have; 1,048,576 at the most.
     pub attributes_max: usize,
+    /// How deep lists and maps may lie in each other in a value; 128 at the most.
+    pub depth_max: usize,
     /// How many bytes a key may have; 1,024 at the most.
     pub key_bytes_max: usize,
     /// When a commit that changes sessions here is acknowledged. Commits that only touch sessions are
@@ -94,6 +138,8 @@ pub struct Policy {
     pub on_start: Option<String>,
     /// The listener, registered at open under this name, that is told of ended sessions.
     pub on_end: Option<String>,
+    /// What happens when an attribute holds something else than is asked for.
+    pub on_mismatch: OnMismatch,
 }
 
 /// Zope's defaults: 20 minutes, cut into slices of 20 seconds, without a limit.
@@ -101,10 +147,17 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             timeout_secs: 20 * 60,
+            absolute_timeout_secs: 0,
+            warn_secs: 0,
             period_secs: 20,
             limit: 0,
+            at_limit: AtLimit::Reject,
+            principal_limit: 0,
+            at_principal_limit: AtLimit::Reject,
+            rotation_grace_secs: 0,
             session_bytes_max: 1 << 20,
             attributes_max: 1_000,
+            depth_max: 64,
             key_bytes_max: 255,
             durability: Durability::Immediate,
             rules: BTreeMap::new(),
@@ -112,6 +165,7 @@ impl Default for Policy {
             resolver: None,
             on_start: None,
             on_end: None,
+            on_mismatch: OnMismatch::Error,
         }
     }
 }
@@ -133,6 +187,25 @@ impl Policy {
         self
     }
 
+    /// Sets for how many hours a session lives after its creation, at most; zero: as long as it is
+    /// used.
+    pub fn absolute_timeout_hours(self, hours: u64) -> Self {
+        self.absolute_timeout_secs(hours.saturating_mul(3_600))
+    }
+
+    /// Sets for how many seconds a session lives after its creation, at most; zero: as long as it is
+    /// used.
+    pub fn absolute_timeout_secs(mut self, secs: u64) -> Self {
+        self.absolute_timeout_secs = secs;
+        self
+    }
+
+    /// Sets how many seconds before a session expires it is told of; zero: never.
+    pub fn warn_secs(mut self, secs: u64) -> Self {
+        self.warn_secs = secs;
+        self
+    }
+
     /// Sets the length of a timeslice.
     pub fn period_secs(mut self, secs: u64) -> Self {
         self.period_secs = secs;
@@ -145,6 +218,30 @@ impl Policy {
         self
     }
 
+    /// Sets what happens when another session is created at the limit.
+    pub fn at_limit(mut self, at_limit: AtLimit) -> Self {
+        self.at_limit = at_limit;
+        self
+    }
+
+    /// Sets how many live sessions one principal may have; zero: no limit.
+    pub fn principal_limit(mut self, sessions: u64) -> Self {
+        self.principal_limit = sessions;
+        self
+    }
+
+    /// Sets what happens when another session is bound to a principal at that limit.
+    pub fn at_principal_limit(mut self, at_limit: AtLimit) -> Self {
+        self.at_principal_limit = at_limit;
+        self
+    }
+
+    /// Sets for how long after a rotation the old key still leads to the session; zero: it does not.
+    pub fn rotation_grace_secs(mut self, secs: u64) -> Self {
+        self.rotation_grace_secs = secs;
+        self
+    }
+
     /// Sets how many bytes a session's attributes may have.
     pub fn session_bytes_max(mut self, bytes: usize) -> Self {
         self.session_bytes_max = bytes;
@@ -154,6 +251,12 @@ impl Policy {
     /// Sets how many attributes a session may have.
     pub fn attributes_max(mut self, attributes: usize) -> Self {
         self.attributes_max = attributes;
+        self
+    }
+
+    /// Sets how deep lists and maps may lie in each other in a value.
+    pub fn depth_max(mut self, depth: usize) -> Self {
+        self.depth_max = depth;
         self
     }
 
@@ -199,12 +302,36 @@ impl Policy {
         self
     }
 
-    /// The timeout as a number that can be compared: the greater, the longer sessions live.
-    pub(crate) fn lifetime_secs(&self) -> u64 {
-        match self.timeout_secs {
-            0 => u64::MAX,
-            secs => secs,
+    /// Sets what happens when an attribute holds something else than is asked for.
+    pub fn on_mismatch(mut self, on_mismatch: OnMismatch) -> Self {
+        self.on_mismatch = on_mismatch;
+        self
+    }
+
+    /// Whether under `other` some session may live longer than under this one.
+    pub(crate) fn is_outlived_under(&self, other: &Policy) -> bool {
+        let [own, others] = [self, other].map(Policy::lifetimes);
+        own.0 < others.0 || own.1 < others.1 || (own.1 != u64::MAX && own.2 != others.2)
+    }
+
+    /// This policy, except that no session lives longer than under `other`.
+    pub(crate) fn no_longer_than(&self, other: &Policy) -> Policy {
+        let shorter = |one, other| match (one, other) {
+            (0, secs) | (secs, 0) => secs,
+            (one, other) => u64::min(one, other),
+        };
+        Policy {
+            timeout_secs: shorter(self.timeout_secs, other.timeout_secs),
+            absolute_timeout_secs: shorter(self.absolute_timeout_secs, other.absolute_timeout_secs),
+            ..self.clone()
         }
+    }
+
+    /// The timeouts as numbers that can be compared: the greater, the longer sessions live. And the
+    /// period, to the end of which the second one is rounded up.
+    fn lifetimes(&self) -> (u64, u64, u64) {
+        let number = |secs| if secs == 0 { u64::MAX } else { secs };
+        (number(self.timeout_secs), number(self.absolute_timeout_secs), self.period_secs)
     }
 
     pub(crate) fn rule_of(&self, attribute: &str) -> &Rule {
@@ -222,6 +349,9 @@ impl Policy {
                 "the timeout of {} s is no whole multiple of the period of {} s; set period_secs too",
                 self.timeout_secs, self.period_secs
             ));
+        }
+        if self.depth_max > DEPTH_MAX {
+            return refuse(format!("values nested deeper than {DEPTH_MAX} cannot be stored"));
         }
         if self.key_bytes_max > KEY_BYTES_MAX {
             return refuse(format!("keys of more than {KEY_BYTES_MAX} bytes cannot be stored"));
@@ -258,6 +388,9 @@ impl Policy {
 const KEY_BYTES_MAX: usize = 1_024;
 
 const ATTRIBUTES_MAX: usize = 1 << 20;
+
+/// Decoding recurses.
+const DEPTH_MAX: usize = 128;
 
 /// The same for sessions: far below what a record may claim to be when it is read.
 const SESSION_BYTES_MAX: usize = 1 << 28;

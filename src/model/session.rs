@@ -1,10 +1,11 @@
 //! A session as it is stored: named values, each with the revision that wrote it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::Sum;
 use std::sync::Arc;
 
-use crate::model::attributes::Attributes;
+use crate::model::attributes::{Attributes, Edits};
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
 use crate::model::timeslice::{self, Touch};
@@ -83,12 +84,71 @@ pub(crate) struct Record {
     // Invariant: never later than the expiry under the policy that the session was filed by.
     pub bucket: u64,
     pub attributes: Attributes,
+    /// What only some sessions have; `None` if this one has nothing of it.
+    pub extras: Option<Arc<Extras>>,
+}
+
+/// What only some sessions have: apart from the rest, so that the others do not pay for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Extras {
+    /// A timeout of its own in seconds, instead of the policy's; zero: none.
+    pub timeout_secs: Option<u64>,
+    /// Whose session it is.
+    pub principal: Option<Principal>,
+    /// Until when attributes last that do not last as long as the session.
+    pub lapses: BTreeMap<Name, Time>,
+}
+
+/// Whose session it is, and where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Principal {
+    pub name: Arc<str>,
+    /// The application's note on the device.
+    pub note: Arc<str>,
 }
 
 impl Record {
     /// Whether the session's time is over under `policy`.
     pub(crate) fn is_expired(&self, policy: &Policy, now: Time) -> bool {
-        timeslice::expiry(self.slice_end, policy).is_some_and(|expiry| expiry <= now)
+        self.expiry(policy).is_some_and(|expiry| expiry <= now)
+    }
+
+    /// When the session's time is over under `policy`; `None`: never.
+    pub(crate) fn expiry(&self, policy: &Policy) -> Option<Time> {
+        timeslice::expiry(self.slice_end, self.created, self.timeout_secs(), policy)
+    }
+
+    /// The timeout of its own, if it has one.
+    pub(crate) fn timeout_secs(&self) -> Option<u64> {
+        self.extras.as_ref()?.timeout_secs
+    }
+
+    pub(crate) fn principal(&self) -> Option<&Principal> {
+        self.extras.as_ref()?.principal.as_ref()
+    }
+
+    /// Changes what only some sessions have.
+    pub(crate) fn set_extras(&mut self, change: impl FnOnce(&mut Extras)) {
+        let mut extras = self.extras.as_deref().cloned().unwrap_or_default();
+        change(&mut extras);
+        self.extras = (extras != Extras::default()).then(|| Arc::new(extras));
+    }
+
+    /// The session without the attributes whose time is over.
+    pub(crate) fn lapsed(self: &Arc<Self>, now: Time) -> Arc<Self> {
+        let lapses = self.extras.as_ref().map(|extras| &extras.lapses);
+        let over = |lapses: &BTreeMap<Name, Time>| lapses.values().any(|until| *until <= now);
+        if !lapses.is_some_and(over) {
+            return Arc::clone(self);
+        }
+        let mut record = Record::clone(self);
+        let mut gone = Edits::new();
+        record.set_extras(|extras| {
+            let over = extras.lapses.extract_if(.., |_, until| *until <= now);
+            gone.extend(over.map(|(name, _)| (name, None)));
+        });
+        record.attributes = record.attributes.edited(&gone);
+        Arc::new(record)
     }
 
     /// Notes an access that another transaction made: the later time holds.
@@ -97,20 +157,29 @@ impl Record {
         self.last_accessed = self.last_accessed.max(touch.last_accessed);
     }
 
-    /// Files the session under the bucket of its expiry.
-    pub(crate) fn file(&mut self, policy: &Policy) {
-        self.bucket = timeslice::bucket(self.slice_end, policy);
+    /// Files the session under the bucket of its expiry, or of the warning before it.
+    pub(crate) fn file(&mut self, policy: &Policy, now: Time) {
+        self.bucket = timeslice::bucket(self.expiry(policy), policy, now);
     }
 
     /// About what it takes up in memory.
     pub(crate) fn weight(&self) -> usize {
-        const RECORD: usize = 176; // with both allocations
-        RECORD + self.attributes.as_bytes().len()
+        const RECORD: usize = 184; // with both allocations
+        RECORD + self.attributes.as_bytes().len() + self.extras.as_ref().map_or(0, |e| e.weight())
     }
 
     /// What the session weighs against its limits.
     pub(crate) fn size(&self) -> Size {
         self.attributes.size()
+    }
+}
+
+impl Extras {
+    /// About what they take up in memory, and never less than encoded.
+    pub(crate) fn weight(&self) -> usize {
+        let principal = self.principal.as_ref().map_or(0, |p| p.name.len() + p.note.len());
+        let lapses = self.lapses.keys().map(|name| 40 + name.len()).sum::<usize>();
+        96 + principal + lapses
     }
 }
 

@@ -46,14 +46,36 @@ pub(crate) fn slice_end(now: Time, policy: &Policy) -> Time {
     Time::from_secs((now.as_secs() / period).saturating_add(1).saturating_mul(period))
 }
 
-/// When the promise made by an access in the slice that ends at `slice_end` runs out.
-pub(crate) fn expiry(slice_end: Time, policy: &Policy) -> Option<Time> {
-    (policy.timeout_secs > 0).then(|| slice_end.plus_secs(policy.timeout_secs))
+/// When a session's time is over: when the promise made by an access in the slice that ends at
+/// `slice_end` runs out, and at the end of the slice in which its absolute lifetime does. It may have a
+/// `timeout` of its own.
+pub(crate) fn expiry(
+    slice_end: Time,
+    created: Time,
+    timeout: Option<u64>,
+    policy: &Policy,
+) -> Option<Time> {
+    let timeout = timeout.unwrap_or(policy.timeout_secs);
+    let idle = (timeout > 0).then(|| slice_end.plus_secs(timeout));
+    let lifetime = policy.absolute_timeout_secs;
+    let absolute = (lifetime > 0).then(|| round_up(created.plus_secs(lifetime), policy));
+    [idle, absolute].into_iter().flatten().min()
 }
 
-/// The bucket of a session with this slice.
-pub(crate) fn bucket(slice_end: Time, policy: &Policy) -> u64 {
-    expiry(slice_end, policy).map_or(NEVER, Time::as_secs)
+/// The earliest end of a slice that is not before `time`.
+fn round_up(time: Time, policy: &Policy) -> Time {
+    let (period, secs) = (policy.period_secs.max(1), time.as_micros().div_ceil(1_000_000));
+    Time::from_secs(secs.div_ceil(period).saturating_mul(period))
+}
+
+/// The bucket of a session that expires then: where the sweep is to come upon it.
+pub(crate) fn bucket(expiry: Option<Time>, policy: &Policy, now: Time) -> u64 {
+    let Some(expiry) = expiry.map(Time::as_secs) else { return NEVER };
+    match expiry.checked_sub(policy.warn_secs) {
+        // Earlier, to be warned of.
+        Some(warning) if now.as_secs() < warning => warning,
+        _ => expiry,
+    }
 }
 
 /// What an access at `now` changes of `record`, if it changes anything.
@@ -89,8 +111,9 @@ mod tests {
             slice_end: slice_end(now, policy),
             bucket: 0,
             attributes: Attributes::new(),
+            extras: None,
         };
-        record.file(policy);
+        record.file(policy, now);
         record
     }
 
@@ -146,7 +169,7 @@ mod tests {
                 }
             }
             // The second it ends is the second it is said to end, not one instant later.
-            if let Some(expiry) = expiry(record.slice_end, &policy) {
+            if let Some(expiry) = record.expiry(&policy) {
                 prop_assert!(record.is_expired(&policy, expiry));
                 let before = Time::from_micros(expiry.as_micros() - 1);
                 prop_assert!(!record.is_expired(&policy, before));
@@ -175,7 +198,7 @@ mod tests {
             let now = Time::from_secs(start + wait);
             record.touch(access(&record, &policy, now).expect("a later slice"));
             prop_assert_eq!(record.last_accessed, before.last_accessed);
-            prop_assert!(expiry(record.slice_end, &policy) > expiry(before.slice_end, &policy));
+            prop_assert!(record.expiry(&policy) > before.expiry(&policy));
         }
 
         /// Touches merge: in either order the later times hold.

@@ -83,7 +83,7 @@ fn create(
         None => {}
     }
     let mut record = life.proposed(revision);
-    record.file(policy);
+    record.file(policy, now);
     policy.check_size(Size::default(), record.size()).map_err(Objection::Refused)?;
     let record = Arc::new(record);
     if life.ended {

@@ -128,7 +128,7 @@ impl Pinned {
         mut visit: impl FnMut(Key) -> Result<ControlFlow<()>, Error>,
     ) -> Result<(), Error> {
         const PAGE: usize = 256;
-        if state.refile_from.is_some() || policy.lifetime_secs() < state.policy.lifetime_secs() {
+        if state.refile_from.is_some() || policy.is_outlived_under(&state.policy) {
             let page = |from: &Key| self.keys(state.id, from, PAGE);
             walk(Key::from(""), page, visit)
         } else {

@@ -110,13 +110,13 @@ impl<'a> Round<'a> {
             }
             Work::Refile { container, policy: revision, from, keys, next } => {
                 let mut state = ContainerState::clone(&self.containers[container]);
-                let policy = Arc::clone(&state.policy);
+                let (policy, now) = (Arc::clone(&state.policy), self.now);
                 let mut outcome = Outcome::default();
                 // Otherwise the policy has changed again, and the walk begins anew.
                 if state.policy_revision == *revision && state.refile_from.as_ref() == Some(from) {
                     for key in keys {
                         let late = |record: &Record| {
-                            record.bucket > timeslice::bucket(record.slice_end, &policy)
+                            record.bucket > timeslice::bucket(record.expiry(&policy), &policy, now)
                         };
                         self.sweep(&mut outcome, (*container, key.clone()), &policy, late);
                     }
@@ -148,7 +148,7 @@ impl<'a> Round<'a> {
             }
             // What has expired never becomes valid again, swept or not: it ends before the longer
             // timeout takes effect.
-            if state.policy.lifetime_secs() < change.policy.lifetime_secs() {
+            if state.policy.is_outlived_under(&change.policy) {
                 let policy = Arc::clone(&state.policy);
                 let mut ends = Outcome::default();
                 self.end_due(&mut ends, *id, &policy, &BTreeMap::new(), u64::MAX)?;
@@ -275,7 +275,7 @@ impl<'a> Round<'a> {
             outcome.ends.push((place, record, EndReason::Expired));
         } else {
             let mut filed = Record::clone(&record);
-            filed.file(policy);
+            filed.file(policy, self.now);
             filed.revision = self.revision.next();
             if filed.bucket != record.bucket {
                 outcome.sessions.push((place, Some(Arc::new(filed))));
@@ -341,7 +341,7 @@ impl<'a> Round<'a> {
             let session = EndedSession {
                 container: Arc::clone(&state.name),
                 key: place.1,
-                expiry: timeslice::bucket(record.slice_end, &state.policy),
+                expiry: record.expiry(&state.policy).map_or(timeslice::NEVER, Time::as_secs),
                 listener: state.policy.on_end.clone(),
                 record,
             };

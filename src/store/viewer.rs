@@ -14,7 +14,6 @@ use crate::model::container::ContainerState;
 use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision, SessionId};
-use crate::model::timeslice;
 use crate::model::value::Value;
 
 /// One committed state of a store, looked at from outside.
@@ -157,7 +156,7 @@ pub struct ViewedSession {
 
 impl ViewedSession {
     fn new(key: Key, record: Arc<Record>, policy: &Policy) -> Self {
-        let expires = timeslice::expiry(record.slice_end, policy);
+        let expires = record.expiry(policy);
         ViewedSession { key, record, expires }
     }
 

@@ -124,11 +124,8 @@ impl Workspace {
             state.changes.policies.remove(&id);
             return Ok(());
         }
-        let mut meanwhile = policy.clone();
-        if policy.lifetime_secs() > stored.lifetime_secs() {
-            meanwhile.timeout_secs = stored.timeout_secs;
-        }
-        let set = Set { policy: Arc::new(policy), meanwhile: Arc::new(meanwhile) };
+        let meanwhile = Arc::new(policy.no_longer_than(&stored));
+        let set = Set { policy: Arc::new(policy), meanwhile };
         state.changes.policies.insert(id, set);
         Ok(())
     }

@@ -11,6 +11,7 @@ pub(crate) fn policy(policy: Policy, settings: &[&str]) -> Policy {
         let (name, value) = setting.split_once('=').expect("name=value");
         match name {
             "timeout" => policy.timeout_secs(number(value)),
+            "absolute" => policy.absolute_timeout_secs(number(value)),
             "period" => policy.period_secs(number(value)),
             "limit" => policy.limit(number(value)),
             "bytes" => policy.session_bytes_max(number(value) as usize),

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value as Json, json};
-use sessile::{Durability, Error, Policy, Rule, Time, ViewedContainer, ViewedStore, Viewer};
+use sessile::{
+    AtLimit, Durability, Error, Policy, Rule, Time, ViewedContainer, ViewedStore, Viewer,
+};
 
 use crate::Answer;
 use crate::format::{json_line, relative, size, span, utc};
@@ -150,9 +152,10 @@ impl Stats {
             |(name, figures, count): (&str, &Figures, u64)| figures.cells(name, count, self.now);
         table::print(page, &NAMES, all.map(row))?;
         page.lines([String::new()])?;
-        const SETTINGS: [&str; 12] = [
+        const SETTINGS: [&str; 13] = [
             "container",
             "timeout",
+            "absolute",
             "period",
             "limit",
             "durability",
@@ -285,6 +288,7 @@ fn settings_cells(name: &str, policy: &Policy) -> Vec<Cell> {
     vec![
         Cell::text(name),
         unless_zero(policy.timeout_secs, &secs),
+        unless_zero(policy.absolute_timeout_secs, &secs),
         secs(policy.period_secs),
         unless_zero(policy.limit, &number),
         Cell::text(durability(policy)),
@@ -302,11 +306,18 @@ fn settings_json(policy: &Policy) -> Json {
     let rules = policy.rules.iter().map(|(name, rule)| (name.clone(), Json::from(rule_name(rule))));
     json!({
         "timeout_secs": policy.timeout_secs,
+        "absolute_timeout_secs": policy.absolute_timeout_secs,
+        "warn_secs": policy.warn_secs,
         "period_secs": policy.period_secs,
         "limit": policy.limit,
+        "evicts_at_limit": policy.at_limit == AtLimit::EvictOldest,
+        "principal_limit": policy.principal_limit,
+        "evicts_at_principal_limit": policy.at_principal_limit == AtLimit::EvictOldest,
+        "rotation_grace_secs": policy.rotation_grace_secs,
         "durability": durability(policy),
         "session_bytes_max": policy.session_bytes_max,
         "attributes_max": policy.attributes_max,
+        "depth_max": policy.depth_max,
         "key_bytes_max": policy.key_bytes_max,
         "rules": rules.collect::<Json>(),
         "default_rule": rule_name(&policy.default_rule),

@@ -18,8 +18,8 @@ use crate::model::attributes::{Attribute, Attributes};
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
-use crate::model::policy::{Durability, Policy, Rule};
-use crate::model::session::{Record, Revision, SessionId};
+use crate::model::policy::{AtLimit, Durability, OnMismatch, Policy, Rule};
+use crate::model::session::{Extras, Name, Principal, Record, Revision, SessionId};
 use crate::model::value::Value;
 
 /// No record may claim to be larger, whatever its length fields say.
@@ -37,6 +37,7 @@ struct SessionBytes<'a> {
     revision: u64,
     created: u64,
     times: TimesBytes,
+    extras: Option<ExtrasBytes<'a>>,
     /// As they lie in memory: see `model/attributes.rs`.
     attributes: &'a [u8],
 }
@@ -48,6 +49,15 @@ struct TimesBytes {
     last_modified: Option<u64>,
     slice_end: u64,
     bucket: u64,
+}
+
+/// What only some sessions have.
+#[derive(Encode, BorrowDecode)]
+struct ExtrasBytes<'a> {
+    timeout_secs: Option<u64>,
+    /// Name and note.
+    principal: Option<(&'a str, &'a str)>,
+    lapses: Vec<(&'a str, u64)>,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -62,12 +72,14 @@ struct AttributeBytes<'a> {
 enum EntryBytes<'a> {
     /// It was created.
     Put { container: u32, key: &'a [u8], session: SessionBytes<'a> },
-    /// It was changed: these times, these attributes, and without those.
+    /// It was changed: these times, these extras if they are others, these attributes, and without
+    /// those.
     Change {
         container: u32,
         key: &'a [u8],
         id: u128,
         times: TimesBytes,
+        extras: Option<Option<ExtrasBytes<'a>>>,
         set: Vec<AttributeBytes<'a>>,
         removed: Vec<&'a str>,
     },
@@ -107,10 +119,17 @@ struct ContainerBytes {
     count: u64,
     refile_from: Option<Vec<u8>>,
     timeout_secs: u64,
+    absolute_timeout_secs: u64,
+    warn_secs: u64,
     period_secs: u64,
     limit: u64,
+    evicts_at_limit: bool,
+    principal_limit: u64,
+    evicts_at_principal_limit: bool,
+    rotation_grace_secs: u64,
     session_bytes_max: u64,
     attributes_max: u64,
+    depth_max: u64,
     key_bytes_max: u64,
     relaxed: bool,
     rules: BTreeMap<String, RuleBytes>,
@@ -118,6 +137,14 @@ struct ContainerBytes {
     resolver: Option<String>,
     on_start: Option<String>,
     on_end: Option<String>,
+    on_mismatch: MismatchBytes,
+}
+
+#[derive(Encode, Decode)]
+enum MismatchBytes {
+    Error,
+    Drop,
+    NewSession,
 }
 
 #[derive(Encode, Decode)]
@@ -165,6 +192,7 @@ impl<'a> SessionBytes<'a> {
             revision: record.revision.0,
             created: record.created.as_micros(),
             times: TimesBytes::of(record),
+            extras: ExtrasBytes::of(record),
             attributes: record.attributes.as_bytes(),
         }
     }
@@ -181,9 +209,38 @@ impl<'a> SessionBytes<'a> {
             slice_end: Time::default(),
             bucket: 0,
             attributes,
+            extras: None,
         };
         self.times.set(&mut record);
+        if let Some(extras) = &self.extras {
+            extras.set(&mut record);
+        }
         Ok(record)
+    }
+}
+
+impl<'a> ExtrasBytes<'a> {
+    fn of(record: &'a Record) -> Option<Self> {
+        let Extras { timeout_secs, principal, lapses } = record.extras.as_deref()?;
+        let lapse = |(name, until): (&'a Name, &Time)| (&**name, until.as_micros());
+        Some(ExtrasBytes {
+            timeout_secs: *timeout_secs,
+            principal: principal.as_ref().map(|principal| (&*principal.name, &*principal.note)),
+            lapses: lapses.iter().map(lapse).collect(),
+        })
+    }
+
+    fn set(&self, record: &mut Record) {
+        let principal =
+            |(name, note): (&str, &str)| Principal { name: name.into(), note: note.into() };
+        let lapse = |(name, until): &(&str, u64)| ((*name).into(), Time::from_micros(*until));
+        record.set_extras(|extras| {
+            *extras = Extras {
+                timeout_secs: self.timeout_secs,
+                principal: self.principal.map(principal),
+                lapses: self.lapses.iter().map(lapse).collect(),
+            };
+        });
     }
 }
 
@@ -213,6 +270,7 @@ fn entry(change: &SessionChange) -> EntryBytes<'_> {
                 key,
                 id: after.id.0,
                 times: TimesBytes::of(after),
+                extras: (after.extras != before.extras).then(|| ExtrasBytes::of(after)),
                 set: set.into_iter().map(bytes).collect(),
                 removed,
             }
@@ -244,10 +302,15 @@ pub(super) fn replay(mut body: &[u8], replay: &mut impl Replay) -> Result<(), Er
             let record = match (entry, stored) {
                 (EntryBytes::Put { session, .. }, _) => Some(Arc::new(session.record("log")?)),
                 (EntryBytes::End { .. }, _) => None,
-                (EntryBytes::Change { times, set, removed, .. }, Some(stored)) => {
+                (EntryBytes::Change { times, extras, set, removed, .. }, Some(stored)) => {
                     let mut record = Record::clone(&stored);
                     record.revision = revision;
                     times.set(&mut record);
+                    match extras {
+                        Some(Some(extras)) => extras.set(&mut record),
+                        Some(None) => record.extras = None,
+                        None => {}
+                    }
                     let set = set.iter().map(|set| (set.name.into(), Some(set.attribute())));
                     let removed = removed.iter().map(|name| ((*name).into(), None));
                     record.attributes = record.attributes.edited(&removed.chain(set).collect());
@@ -381,10 +444,17 @@ impl ContainerBytes {
             count: state.count,
             refile_from: state.refile_from.as_ref().map(|key| key.as_bytes().to_vec()),
             timeout_secs: policy.timeout_secs,
+            absolute_timeout_secs: policy.absolute_timeout_secs,
+            warn_secs: policy.warn_secs,
             period_secs: policy.period_secs,
             limit: policy.limit,
+            evicts_at_limit: policy.at_limit == AtLimit::EvictOldest,
+            principal_limit: policy.principal_limit,
+            evicts_at_principal_limit: policy.at_principal_limit == AtLimit::EvictOldest,
+            rotation_grace_secs: policy.rotation_grace_secs,
             session_bytes_max: policy.session_bytes_max as u64,
             attributes_max: policy.attributes_max as u64,
+            depth_max: policy.depth_max as u64,
             key_bytes_max: policy.key_bytes_max as u64,
             relaxed: policy.durability == Durability::Relaxed,
             rules: policy.rules.iter().map(|(name, rule)| (name.clone(), rule.into())).collect(),
@@ -392,16 +462,29 @@ impl ContainerBytes {
             resolver: policy.resolver.clone(),
             on_start: policy.on_start.clone(),
             on_end: policy.on_end.clone(),
+            on_mismatch: match policy.on_mismatch {
+                OnMismatch::Error => MismatchBytes::Error,
+                OnMismatch::Drop => MismatchBytes::Drop,
+                OnMismatch::NewSession => MismatchBytes::NewSession,
+            },
         }
     }
 
     fn state(self, id: u32) -> Result<ContainerState, Error> {
+        let at_limit = |evicts| if evicts { AtLimit::EvictOldest } else { AtLimit::Reject };
         let policy = Policy {
             timeout_secs: self.timeout_secs,
+            absolute_timeout_secs: self.absolute_timeout_secs,
+            warn_secs: self.warn_secs,
             period_secs: self.period_secs,
             limit: self.limit,
+            at_limit: at_limit(self.evicts_at_limit),
+            principal_limit: self.principal_limit,
+            at_principal_limit: at_limit(self.evicts_at_principal_limit),
+            rotation_grace_secs: self.rotation_grace_secs,
             session_bytes_max: size(self.session_bytes_max),
             attributes_max: size(self.attributes_max),
+            depth_max: size(self.depth_max),
             key_bytes_max: size(self.key_bytes_max),
             durability: match self.relaxed {
                 true => Durability::Relaxed,
@@ -412,6 +495,11 @@ impl ContainerBytes {
             resolver: self.resolver,
             on_start: self.on_start,
             on_end: self.on_end,
+            on_mismatch: match self.on_mismatch {
+                MismatchBytes::Error => OnMismatch::Error,
+                MismatchBytes::Drop => OnMismatch::Drop,
+                MismatchBytes::NewSession => OnMismatch::NewSession,
+            },
         };
         if policy.validate().is_err() {
             return Err(corrupt("containers", "the policy contradicts itself"));
@@ -488,22 +576,37 @@ mod tests {
         let attribute = (".*", any::<u64>(), any::<i64>());
         let times = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<u64>());
         let attributes = proptest::collection::vec(attribute, 0..8);
-        (any::<u128>(), any::<u64>(), any::<u64>(), times, attributes).prop_map(
-            |(id, revision, bucket, times, attributes)| Record {
-                id: SessionId(id),
-                revision: Revision(revision),
-                bucket,
-                created: Time::from_micros(times.0),
-                last_accessed: Time::from_micros(times.1),
-                last_modified: times.2.map(Time::from_micros),
-                slice_end: Time::from_micros(times.3),
-                attributes: attributes
-                    .into_iter()
-                    .map(|(name, revision, value)| {
-                        let value = Value::of(&value).expect("an integer");
-                        (name.into(), Attribute { value, revision: Revision(revision) })
-                    })
-                    .collect(),
+        let lapses = proptest::collection::btree_map(".*", any::<u64>(), 0..3);
+        let extras = (any::<Option<u64>>(), any::<Option<(String, String)>>(), lapses);
+        (any::<u128>(), any::<u64>(), any::<u64>(), times, attributes, extras).prop_map(
+            |(id, revision, bucket, times, attributes, (timeout_secs, principal, lapses))| {
+                let mut record = Record {
+                    id: SessionId(id),
+                    revision: Revision(revision),
+                    bucket,
+                    created: Time::from_micros(times.0),
+                    last_accessed: Time::from_micros(times.1),
+                    last_modified: times.2.map(Time::from_micros),
+                    slice_end: Time::from_micros(times.3),
+                    attributes: attributes
+                        .into_iter()
+                        .map(|(name, revision, value)| {
+                            let value = Value::of(&value).expect("an integer");
+                            (name.into(), Attribute { value, revision: Revision(revision) })
+                        })
+                        .collect(),
+                    extras: None,
+                };
+                let lapse = |(name, until): (String, u64)| (name.into(), Time::from_micros(until));
+                record.set_extras(|extras| {
+                    *extras = Extras {
+                        timeout_secs,
+                        principal: principal
+                            .map(|(name, note)| Principal { name: name.into(), note: note.into() }),
+                        lapses: lapses.into_iter().map(lapse).collect(),
+                    };
+                });
+                record
             },
         )
     }
@@ -631,8 +734,15 @@ mod tests {
     fn containers_survive_encoding() {
         let policy = Policy::new()
             .timeout_secs(120)
+            .absolute_timeout_secs(1_000)
+            .warn_secs(20)
             .period_secs(30)
             .limit(7)
+            .at_limit(AtLimit::EvictOldest)
+            .principal_limit(3)
+            .rotation_grace_secs(2)
+            .depth_max(9)
+            .on_mismatch(OnMismatch::Drop)
             .rule("a", Rule::Append(5))
             .rule("b", Rule::Resolver("mine".to_owned()))
             .default_rule(Rule::Reject)
@@ -661,6 +771,14 @@ mod tests {
         };
         let revision = Revision(u64::MAX);
         let record = |names: std::ops::Range<u64>| {
+            let long: Arc<str> = "n".repeat(500).into();
+            let lapses =
+                names.clone().map(|n| (format!("{n:0250}").into(), Time::from_micros(u64::MAX)));
+            let extras = Extras {
+                timeout_secs: Some(u64::MAX),
+                principal: Some(Principal { name: Arc::clone(&long), note: long }),
+                lapses: lapses.collect(),
+            };
             let value = Value::of(&0).expect("a number");
             let attribute = Attribute { value, revision };
             let edits = names.map(|n| (format!("{n:0250}").into(), Some(attribute.clone())));
@@ -673,6 +791,7 @@ mod tests {
                 slice_end: Time::from_micros(u64::MAX),
                 bucket: u64::MAX - 1,
                 attributes: Attributes::new().edited(&edits.collect()),
+                extras: Some(Arc::new(extras)),
             }))
         };
         let place = (ContainerId(u32::MAX), Key::from("k".repeat(1_000)));

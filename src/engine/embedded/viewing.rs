@@ -549,6 +549,7 @@ mod tests {
             slice_end: Time::from_secs(n),
             bucket: n,
             attributes: Attributes::new(),
+            extras: None,
         });
         let place = (ContainerId(1), Key::from(vec![n as u8]));
         let change = SessionChange { place, before: None, after: Some(record) };
