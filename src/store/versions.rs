@@ -527,7 +527,8 @@ impl Versions {
             }
             let next = self.hand.fetch_add(1, Ordering::Relaxed) % SHARDS;
             lock(&self.shards[next]).sessions.retain(|_, resident| {
-                let stays = resident.listed || std::mem::take(&mut resident.used) || !too_many();
+                // All that may go, not only as much as must: to look through a shard is dear.
+                let stays = resident.listed || std::mem::take(&mut resident.used);
                 if !stays {
                     self.take(&self.settled_bytes, &resident.history.newest.1);
                     self.take(&self.resident_bytes, &resident.history.newest.1);
