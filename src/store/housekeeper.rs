@@ -42,8 +42,10 @@ impl AddAssign for Swept {
 pub(crate) fn sweep(core: &Core) -> Result<Swept, Error> {
     let mut swept = Swept::default();
     let mut trouble = Ok(());
-    for state in core.versions.containers() {
-        for done in [refile(core, state.id), sweep_container(core, state.id)] {
+    // Those with a name: one that is still in doubt may come to nothing.
+    let names = core.names.read().expect("nothing panics while it is held").clone();
+    for id in names.into_values() {
+        for done in [refile(core, id), sweep_container(core, id)] {
             match done {
                 Ok(done) => swept += done,
                 Err(error) => trouble = trouble.and(Err(error)),

@@ -238,12 +238,11 @@ impl<'a> Round<'a> {
         })
     }
 
-    fn make(&mut self, name: &Arc<str>, policy: &Arc<Policy>) -> Outcome {
+    fn make(&self, name: &Arc<str>, policy: &Arc<Policy>) -> Outcome {
         let mut outcome = Outcome::default();
         if self.containers.values().all(|state| state.name != *name) {
             let last = self.containers.keys().next_back().map_or(0, |id| id.0);
             let id = ContainerId(last + 1);
-            self.made.push((Arc::clone(name), id));
             let state = ContainerState {
                 id,
                 name: Arc::clone(name),
@@ -354,7 +353,9 @@ impl<'a> Round<'a> {
             self.sessions.insert(change.place.clone(), change.after.clone());
         }
         for state in &commit.containers {
-            self.containers.insert(state.id, Arc::clone(state));
+            if self.containers.insert(state.id, Arc::clone(state)).is_none() {
+                self.made.push((Arc::clone(&state.name), state.id));
+            }
         }
         self.commits.push(commit);
         Ok(report)

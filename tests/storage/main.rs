@@ -6,6 +6,7 @@
 //!   failures.rs   the commit log cannot be written or synced: commits in doubt, and recovery
 //!   tables.rs     the tables cannot be read or written, or the disk is full
 //!   relaxed.rs    commits that are acknowledged before they are synced
+//!   queue.rs      who waits while the log fails
 //!   bounds.rs     memory, transactions and queues that would be too large
 //!   damage.rs     bytes that have changed behind the store's back
 //! ```
@@ -20,6 +21,7 @@ mod bounds;
 mod failures;
 #[path = "../support/fragile.rs"]
 mod fragile;
+mod queue;
 mod relaxed;
 mod tables;
 
