@@ -324,6 +324,8 @@ impl Committer<'_> {
                         _ => error.share(),
                     }));
                 }
+                // Nor are those who did not fit into the batch to wait until the failure is over.
+                requests.drain(..).for_each(|request| request.reply.send(Err(error.share())));
                 self.recover(&error, Some(effects));
             }
         }
@@ -372,8 +374,15 @@ impl Committer<'_> {
             let since = self.stopwatch.elapsed();
             loop {
                 let left = pause.saturating_sub(self.stopwatch.elapsed() - since);
+                // Asked first: requests that keep coming must not put off the next attempt.
+                if left.is_zero() {
+                    break;
+                }
                 match self.queue.recv_timeout(left) {
-                    Ok(request) => request.reply.send(Err(error.share())),
+                    Ok(request) => {
+                        core.there_is_room();
+                        request.reply.send(Err(error.share()));
+                    }
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => {
                         core.fence.get_or_init(|| error.share());
