@@ -269,7 +269,7 @@ impl Committer<'_> {
         while let Some(Request { work, reply }) = requests.pop_front() {
             verdicts.push((reply, round.judge(&work)));
             works.push(work);
-            if round.weight > round.weight_max {
+            if round.is_full() {
                 break;
             }
         }

@@ -39,8 +39,8 @@ pub(crate) struct Round<'a> {
     /// The strictest level that a commit asks for.
     pub durability: Durability,
     /// What the commits weigh, and what a batch may.
-    pub weight: usize,
-    pub weight_max: usize,
+    weight: usize,
+    weight_max: usize,
     /// What it may weigh with more in it than ends: less where the disk is full.
     room: usize,
     /// Whether there is nothing but ends in it.
@@ -84,6 +84,13 @@ impl<'a> Round<'a> {
             room: engine.room(),
             only_ends: true,
         }
+    }
+
+    /// Whether the batch gets no more. Where room is short there has been enough for what is in it:
+    /// more would take from that.
+    pub(crate) fn is_full(&self) -> bool {
+        let is_short = self.room < usize::MAX && !self.only_ends;
+        self.weight > self.weight_max || is_short
     }
 
     pub(crate) fn judge(&mut self, work: &Work) -> Result<Report, Error> {

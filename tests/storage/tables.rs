@@ -286,3 +286,43 @@ fn a_logout_does_not_share_the_fate_of_its_batch() {
     store.fold().unwrap();
     assert_eq!(store.begin().unwrap().len(&shop).unwrap(), next + 1);
 }
+
+/// Where there is no hope of more room, what makes some is let in beside what takes the last of it.
+#[test]
+fn ends_do_not_take_from_the_room_of_their_batch() {
+    const SEGMENT: u64 = 64 << 10;
+    let place = Place::new();
+    let store = place.options().segment_bytes(SEGMENT).open(&place.path).unwrap();
+    let shop = store.container_with("shop", Policy::new().key_bytes_max(1_000)).unwrap();
+    let long = |n: u64| format!("{n:0>1000}");
+    let names: Vec<_> = (0..3).map(long).chain((0..10).map(key)).collect();
+    // They are in memory: the tables cannot be read either when they cannot be opened again.
+    names.iter().for_each(|name| put(&store, &shop, name, 1).map(|_| ()).unwrap());
+    place.disk.breaks(Fault::on(Operation::Write, TABLES));
+    assert!(store.fold().is_err());
+    let before = store.stats().log_bytes;
+    // What the last segment has for others than ends.
+    let room = || SEGMENT - SEGMENT / 16 - (store.stats().log_bytes - before);
+    for n in (2..).take_while(|_| room() > 20_000) {
+        putting_large(&store, &shop, n).commit().unwrap();
+    }
+    let held = place.disk.gate(Operation::Write, "log-");
+    let small = putting(&store, &shop, &key(0), 2).commit_async();
+    held.wait();
+    let visit = store.begin().unwrap();
+    let ballast = "x".repeat(room() as usize - 512 - 1_200);
+    visit.get(&shop, key(1)).unwrap().unwrap().insert("ballast", ballast).unwrap();
+    let visit = visit.commit_async();
+    let logouts = [0, 1, 2].map(|n| {
+        let logout = store.begin().unwrap();
+        assert!(logout.remove(&shop, long(n)).unwrap());
+        logout.commit_async()
+    });
+    held.open();
+    verdict(small).unwrap();
+    verdict(visit).unwrap();
+    logouts.into_iter().for_each(|logout| assert!(verdict(logout).is_ok()));
+    place.disk.mend();
+    store.fold().unwrap();
+    assert_eq!(store.begin().unwrap().len(&shop).unwrap(), 10);
+}
