@@ -400,6 +400,8 @@ impl Committer<'_> {
             // What was acknowledged before it was durable, and has been seen. Who has seen all of it
             // must not look like one who begins after this.
             used = used.next();
+            // Who begins from now on sees what stays, while the rest is taken back.
+            core.snapshots.publish(durable);
             core.revoke(durable, used);
         }
         core.versions.unstage(durable);

@@ -1,6 +1,9 @@
 //! Commits that are acknowledged before they are synced: when they are synced, and what is taken back
 //! if that fails.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
 use std::time::Duration;
 
 use sessile::{
@@ -244,4 +247,61 @@ fn what_was_seen_too_early_is_revoked() {
         store.close().unwrap();
         check(&options(&place, &clock, HOUR).open(&place.path).unwrap());
     }
+}
+
+/// Whoever begins while it is taken back sees all of it or nothing, like everybody else.
+#[test]
+fn what_is_taken_back_is_never_seen_in_part() {
+    const SESSIONS: u64 = 500;
+    let (place, clock) = (Place::new(), clock());
+    let delay = Duration::from_millis(2);
+    let options = options(&place, &clock, delay).segment_bytes(1 << 20);
+    let store = options.open(&place.path).unwrap();
+    let shop = relaxed(&store, "shop");
+    let set = |n: u64| {
+        let all = store.transact(|txn| {
+            (0..SESSIONS)
+                .try_for_each(|key| txn.get_or_create(&shop, key.to_string())?.insert("n", n))
+        });
+        all.unwrap();
+    };
+    set(0);
+    store.fold().unwrap();
+    let events = store.events();
+    let looked = AtomicU64::new(0);
+    let (stop, stopped) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let look = || {
+            let txn = store.begin().unwrap();
+            let n = |key: u64| {
+                let session = txn.peek(&shop, key.to_string())?;
+                session.expect("nobody ends it").get::<u64>("n")
+            };
+            let seen: Result<Vec<_>, _> = [0, SESSIONS - 1, 0].map(n).into_iter().collect();
+            match seen {
+                Ok(seen) => assert!(seen.iter().all(|n| *n == seen[0]), "{seen:?}"),
+                Err(error) => assert!(matches!(error, Error::SnapshotTooOld { .. })),
+            }
+            looked.fetch_add(1, Ordering::Relaxed);
+        };
+        scope.spawn(move || {
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                look();
+            }
+        });
+        // Dropped, whatever happens: then the other one stops.
+        let _stop = stop;
+        for n in 1..=30 {
+            set(n);
+            place.disk.breaks(Fault::on(Operation::Sync, "log-").loses());
+            clock.elapse(delay);
+            wait_for(&events, |event| matches!(event, Event::StorageFailed { .. }).then_some(()));
+            place.disk.mend();
+            wait_for(&events, |event| {
+                matches!(event, Event::StorageRecovered { .. }).then_some(())
+            });
+            assert_eq!(got(&store, &shop, "0"), Some(0));
+        }
+    });
+    assert!(looked.into_inner() > 30);
 }
