@@ -338,3 +338,33 @@ fn a_store_outlives_many_failures() {
         assert_eq!(store.fate(commit), fate);
     }
 }
+
+/// What became of a commit is known, whatever becomes of the tables then.
+#[test]
+fn a_fate_does_not_depend_on_the_tables() {
+    let place = Place::new();
+    let store = place.open();
+    let shop = shop(&store);
+    put(&store, &shop, "ada", 1).unwrap();
+    let events = store.events();
+    place.disk.breaks(Fault::on(Operation::Sync, "log-").loses().times(1));
+    let Err(Error::Unknown { commit, .. }) = put(&store, &shop, "ada", 2) else {
+        panic!("the disk is broken")
+    };
+    wait_for(&events, recovered);
+    store.fold().unwrap();
+    assert_eq!(store.fate(commit), Fate::NotCommitted);
+    put(&store, &shop, "ada", 3).unwrap();
+    place.disk.breaks(Fault::on(Operation::Sync, "sessions.redb"));
+    place.disk.breaks(Fault::on(Operation::Read, "sessions.redb"));
+    assert!(store.fold().is_err());
+    for _ in 0..100 {
+        assert_eq!(store.fate(commit), Fate::NotCommitted);
+    }
+    place.disk.mend();
+    store.fold().unwrap();
+    assert_eq!(store.fate(commit), Fate::NotCommitted);
+    let other = store.clone();
+    store.close().unwrap();
+    assert_eq!(other.fate(commit), Fate::NotCommitted);
+}

@@ -100,6 +100,8 @@ struct Levels {
 /// What is not in the tables yet, and where it lies.
 struct State {
     log: Log,
+    /// Those before the log's, as the tables have them: they cannot always be asked.
+    epochs: Vec<(u64, u64)>,
     /// The segment that is not in use.
     free: Option<Segment>,
     /// The number of the next new segment.
@@ -229,10 +231,8 @@ impl Engine for Embedded {
         if epoch == state.log.epoch {
             return (revision <= state.log.durable.revision).then_some(true);
         }
-        drop(state);
-        let epochs = self.shared.tables.meta().ok()?.epochs;
-        let (_, last) = epochs.into_iter().rev().find(|(other, _)| *other == epoch)?;
-        Some(revision.0 <= last)
+        let (_, last) = state.epochs.iter().find(|(other, _)| *other == epoch)?;
+        Some(revision.0 <= *last)
     }
 
     fn weight_max(&self) -> usize {
@@ -299,10 +299,6 @@ impl Shared {
             return Ok(());
         };
         let mut state = self.lock();
-        if let Some(error) = &state.failed {
-            // The fold met it first.
-            return Err(Failure::Unknown(error.share()));
-        }
         let mut bytes = std::mem::take(&mut state.buffer);
         bytes.clear();
         bytes.resize(HEADER_BYTES, 0);
@@ -340,6 +336,10 @@ impl Shared {
         kept: u64,
     ) -> Result<MutexGuard<'a, State>, Failure> {
         loop {
+            if let Some(error) = &state.failed {
+                // The fold met it first, perhaps while this waited.
+                return Err(Failure::Unknown(error.share()));
+            }
             let frozen: usize = state.frozen.iter().map(|frozen| frozen.generation.bytes).sum();
             let (active, max) = (state.active.bytes, self.settings.dirty_bytes_max);
             let kept = if state.free.is_none() { kept } else { 0 };
@@ -382,9 +382,9 @@ impl Shared {
         let epoch = state.log.epoch + 1;
         let taken = recovery::rewrite(&self.directory, &state.log, segment.clone(), epoch)
             .and_then(|log| {
-                let durable = log.durable.revision;
+                let ended = (state.log.epoch, log.durable.revision);
                 let note = || {
-                    let note = |meta: &mut _| recovery::note_epoch(meta, epoch, durable, used);
+                    let note = |meta: &mut _| recovery::note_epoch(meta, ended, epoch, used);
                     self.tables.set_meta(note)
                 };
                 note().or_else(|_| {
@@ -392,10 +392,13 @@ impl Shared {
                     state.unreadable = true;
                     self.tables.reopen().and_then(|()| note())
                 })?;
-                Ok(log)
+                Ok((log, self.tables.meta()?.epochs))
             });
         let log = match taken {
-            Ok(log) => log,
+            Ok((log, epochs)) => {
+                state.epochs = epochs;
+                log
+            }
             Err(error) => {
                 // It is never written again. Left behind, it holds nothing that is missed.
                 let _ = self.directory.remove(&Segment::name(segment.number));

@@ -107,7 +107,7 @@ pub(super) fn open(
     };
     tables.set_meta(|meta| {
         meta.clean = false;
-        note_epoch(meta, epoch, durable, revision);
+        note_epoch(meta, (meta.epoch, durable), epoch, revision);
     })?;
 
     let in_use = [Some(log.active.number), free.as_ref().map(|free| free.number)];
@@ -139,6 +139,7 @@ pub(super) fn open(
     }
     let state = State {
         log,
+        epochs: tables.meta()?.epochs,
         free,
         next_segment,
         pending: Vec::new(),
@@ -374,11 +375,17 @@ pub(super) fn rewrite(
     Ok(log)
 }
 
-/// Notes that an epoch ended with the commit `durable`, and that the next one begins after the
-/// number `used`.
-pub(super) fn note_epoch(meta: &mut Meta, epoch: u64, durable: Revision, used: Revision) {
+/// Notes with which commit an epoch ended, and that the next one begins after the number `used`. An
+/// attempt to do so before, of which nobody knows what became, does not count.
+pub(super) fn note_epoch(
+    meta: &mut Meta,
+    (ended, durable): (u64, Revision),
+    epoch: u64,
+    used: Revision,
+) {
     meta.begun = meta.begun.max(used.0);
-    meta.epochs.push((meta.epoch, durable.0));
+    meta.epochs.retain(|(earlier, _)| *earlier < ended);
+    meta.epochs.push((ended, durable.0));
     let excess = meta.epochs.len().saturating_sub(EPOCHS_MAX);
     meta.epochs.drain(..excess);
     meta.epoch = epoch;
