@@ -19,29 +19,19 @@
 //! What is refused stays as it is, to the byte: all is looked at before the lock is taken, as even
 //! that leaves a file. It is looked at again under the lock, and only then changed.
 
-use std::ffi::OsString;
-use std::fs::{self, TryLockError};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 
-use twox_hash::XxHash3_64;
-
-use super::disk::{Access, Disk, DiskFile, FileKind};
+use super::disk::{self, Access, Disk, DiskFile, FileKind, at};
+use super::lock::{self, LOCK, Lock, start_of_machine};
+use super::marker::{self, FORMAT, MARKER, Refusal, StoreId};
 use crate::error::Error;
 
-/// What this version writes and reads. It counts formats, not releases.
-pub(crate) const FORMAT: u32 = 1;
-
-const LOCK: &str = "lock";
 const CREATING: &str = "creating";
-const MARKER: &str = "sessile";
 const MARKER_IN_THE_MAKING: &str = "sessile.new";
 const ASIDE: &str = "aside-";
-
-/// The marker and the lock file have less.
-const TEXT_BYTES_MAX: u64 = 256;
 
 /// What to do about a store that is or is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +41,6 @@ pub(crate) enum Mode {
     /// Make it; an error if there is one.
     Create,
 }
-
-/// What tells one store from another, so that a log is never taken for that of another store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StoreId(pub(super) u128);
 
 /// The directory of a store, locked for as long as this lives.
 #[derive(Debug)]
@@ -76,20 +62,17 @@ impl Directory {
         mode: Mode,
         new_id: StoreId,
     ) -> Result<Self, Error> {
-        let path = absolute(path)?;
-        if look(&*disk, &path, mode)? == Found::Nothing {
-            make_directory(&*disk, &path)?;
+        let mut directory = Directory::unlocked(disk, path, new_id)?;
+        if directory.look(mode)? == Found::Nothing {
+            make_directory(&*directory.disk, &directory.path)?;
         }
-        let lock = Some(lock(&*disk, &path)?);
-        let found = look(&*disk, &path, mode)?;
-        let mut directory =
-            Directory { id: new_id, is_new: true, machine_restarted: false, lock, disk, path };
-        let before = directory.last_start();
+        directory.lock = Some(Lock::take(directory.lock_file()?, &directory.path)?);
+        let found = directory.look(mode)?;
+        let before = directory.lock().last_start();
         directory.note(&before)?;
         match found {
             Found::Store(id) => {
                 directory.id = id;
-                directory.is_new = false;
                 directory.machine_restarted = start_of_machine() != Some(before);
                 // The process that made the store may have been killed before the marker's name
                 // was durable.
@@ -97,7 +80,10 @@ impl Directory {
                     directory.end_creation()?;
                 }
             }
-            Found::Nothing | Found::Creating => directory.begin()?,
+            Found::Nothing | Found::Creating => {
+                directory.is_new = true;
+                directory.begin()?;
+            }
         }
         Ok(directory)
     }
@@ -105,19 +91,20 @@ impl Directory {
     /// Finds a store to look at, whoever has it open. Nothing is locked, made or written, now or
     /// later.
     pub(super) fn find(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, Error> {
-        let path = absolute(path)?;
-        match look(&*disk, &path, Mode::Open)? {
-            Found::Store(id) => Ok(Directory {
-                disk,
-                path,
-                id,
-                is_new: false,
-                machine_restarted: false,
-                lock: None,
-            }),
-            Found::Creating => Err(not_a_store(&path, "the making of it was not finished".into())),
-            Found::Nothing => Err(not_a_store(&path, "there is nothing".into())),
+        let directory = Directory::unlocked(disk, path, StoreId(0))?;
+        match directory.look(Mode::Open)? {
+            Found::Store(id) => Ok(Directory { id, ..directory }),
+            Found::Creating => Err(directory.refusal("the making of it was not finished")),
+            Found::Nothing => Err(directory.refusal("there is nothing")),
         }
+    }
+
+    /// A directory of which nothing is known yet. Files are opened as long as the store is open, and
+    /// the process may change its own directory. A slash at the end would follow a symbolic link.
+    fn unlocked(disk: Arc<dyn Disk>, path: &Path, id: StoreId) -> Result<Self, Error> {
+        let path = std::path::absolute(path).map_err(|error| at(path, error))?;
+        let path = path.components().collect();
+        Ok(Directory { disk, path, id, is_new: false, machine_restarted: false, lock: None })
     }
 
     /// Whether the store is being made: [`finish`](Self::finish) has still to be called, once its
@@ -129,11 +116,12 @@ impl Directory {
     /// Makes the directory a store.
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let marker = self.open_file(MARKER_IN_THE_MAKING, Access::Create)?;
-        let written = marker.write(0, marker_text(self.id).as_bytes()).and_then(|()| marker.sync());
-        written.map_err(|error| at(&self.path.join(MARKER_IN_THE_MAKING), error))?;
+        let written = marker.write(0, marker::text_of(self.id).as_bytes());
+        let written = written.and_then(|()| marker.sync());
+        written.map_err(|error| self.failed(MARKER_IN_THE_MAKING, error))?;
         // The names of the other files are to be durable before that of the marker may be.
         self.sync()?;
-        self.rename(MARKER_IN_THE_MAKING, MARKER)?;
+        self.rename(MARKER_IN_THE_MAKING.as_ref(), MARKER.as_ref())?;
         self.end_creation()?;
         self.is_new = false;
         self.checked()
@@ -160,17 +148,20 @@ impl Directory {
 
     /// Opens a regular file; whatever else lies there is refused.
     pub(super) fn open_file(&self, name: &str, access: Access) -> Result<Arc<dyn DiskFile>, Error> {
-        open_file(&*self.disk, &self.path, name, access)
+        if access != Access::Create {
+            match self.kind(name)? {
+                Some(FileKind::File) => {}
+                Some(_) => return Err(self.not_regular(name)),
+                None => return Err(self.refusal(&format!("`{name}` is missing"))),
+            }
+        }
+        let file = self.path.join(name);
+        self.disk.open(&file, access).map_err(|error| at(&file, error))
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
         let file = self.path.join(name);
         self.disk.remove(&file).map_err(|error| at(&file, error))
-    }
-
-    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
-        let file = self.path.join(from);
-        self.disk.rename(&file, &self.path.join(to)).map_err(|error| at(&file, error))
     }
 
     /// Makes durable which files there are.
@@ -180,9 +171,8 @@ impl Directory {
 
     /// The names of all files, in their order.
     pub(super) fn names(&self) -> Result<Vec<String>, Error> {
-        let names = self.disk.list(&self.path).map_err(|error| at(&self.path, error))?;
-        let mut names: Vec<_> =
-            names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        let names = self.list()?.into_iter();
+        let mut names: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
         names.sort();
         Ok(names)
     }
@@ -194,8 +184,7 @@ impl Directory {
 
     /// The process that has the store open, or had it open last, if it has said so.
     pub(super) fn process(&self) -> Option<u32> {
-        let lock = self.open_file(LOCK, Access::Read).ok()?;
-        line_of_lock(&*lock, 0)?.parse().ok()
+        lock::owner(&*self.open_file(LOCK, Access::Read).ok()?)
     }
 
     /// The files of the store that are there, in the order of their names, with their lengths.
@@ -224,15 +213,14 @@ impl Directory {
         };
         // Synced even if it is there: the process that made it may have been killed before it did.
         let creating = self.open_file(CREATING, access)?;
-        creating.sync().map_err(|error| at(&self.path.join(CREATING), error))?;
+        creating.sync().map_err(|error| self.failed(CREATING, error))?;
         self.sync()?;
-        for name in self.disk.list(&self.path).map_err(|error| at(&self.path, error))? {
+        for name in self.list()? {
             let is_aside = name.to_str().is_some_and(|name| name.starts_with(ASIDE));
             if name != LOCK && name != CREATING && !is_aside {
                 let mut aside = OsString::from(ASIDE);
                 aside.push(&name);
-                let (from, to) = (self.path.join(&name), self.path.join(aside));
-                self.disk.rename(&from, &to).map_err(|error| at(&from, error))?;
+                self.rename(&name, &aside)?;
             }
         }
         Ok(())
@@ -245,28 +233,98 @@ impl Directory {
         self.remove(CREATING)
     }
 
+    fn rename(&self, from: &OsStr, to: &OsStr) -> Result<(), Error> {
+        let file = self.path.join(from);
+        self.disk.rename(&file, &self.path.join(to)).map_err(|error| at(&file, error))
+    }
+
+    fn list(&self) -> Result<Vec<OsString>, Error> {
+        self.disk.list(&self.path).map_err(|error| at(&self.path, error))
+    }
+
     fn kind(&self, name: &str) -> Result<Option<FileKind>, Error> {
-        kind(&*self.disk, &self.path, name)
+        let file = self.path.join(name);
+        self.disk.kind(&file).map_err(|error| at(&file, error))
+    }
+
+    /// The lock file, made if there is none.
+    fn lock_file(&self) -> Result<Arc<dyn DiskFile>, Error> {
+        match self.disk.open(&self.path.join(LOCK), Access::Create) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.open_file(LOCK, Access::Write)
+            }
+            made => made.map_err(|error| self.failed(LOCK, error)),
+        }
     }
 
     /// Writes into the lock file whose it is, and at which start of the machine the store was whole.
     fn note(&self, start: &str) -> Result<(), Error> {
-        let text = format!("{}\n{start}\n", process::id());
-        // Cut off last: where the disk is full, what is overwritten has its place already.
-        let lock = &self.lock().file;
-        let written = lock.write(0, text.as_bytes());
-        written
-            .and_then(|()| lock.set_len(text.len() as u64))
-            .map_err(|error| at(&self.path.join(LOCK), error))
-    }
-
-    /// At which start of the machine the store was last whole; empty if that is not known.
-    fn last_start(&self) -> String {
-        line_of_lock(&*self.lock().file, 1).unwrap_or_default()
+        self.lock().note(start).map_err(|error| self.failed(LOCK, error))
     }
 
     fn lock(&self) -> &Lock {
         self.lock.as_ref().expect("who only looks changes nothing")
+    }
+
+    /// Looks what lies there and changes nothing.
+    fn look(&self, mode: Mode) -> Result<Found, Error> {
+        let refuse = |reason: &str| Err(self.refusal(reason));
+        match self.disk.kind(&self.path) {
+            Ok(Some(FileKind::Directory)) => {}
+            Ok(Some(FileKind::File)) => return refuse("it is a file and no directory"),
+            Ok(Some(FileKind::Other)) => {
+                return refuse("it is a symbolic link, or a device, and no directory");
+            }
+            Ok(None) => return Ok(Found::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return refuse("what lies above it is no directory");
+            }
+            Err(error) => return Err(at(&self.path, error)),
+        }
+        // Another process may be making a store meanwhile. The order matters: whoever sees a file of
+        // its, and then no `creating`, comes late enough to see the marker.
+        let names = self.list()?;
+        for name in names.iter().filter_map(|name| name.to_str()).filter(|name| is_ours(name)) {
+            // A pipe would block whoever opens it, and a link lead out of the directory.
+            if self.kind(name)?.is_some_and(|kind| kind != FileKind::File) {
+                return Err(self.not_regular(name));
+            }
+        }
+        let creating = self.kind(CREATING)?.is_some();
+        if self.kind(MARKER)?.is_some() {
+            let marker = self.open_file(MARKER, Access::Read)?;
+            let text = disk::start_of(&*marker).map_err(|error| self.failed(MARKER, error))?;
+            let id = marker::read(&text).map_err(|refusal| match refusal {
+                Refusal::Format(found) => Error::Format { found, supported: FORMAT },
+                Refusal::Not(reason) => self.refusal(&format!("`{MARKER}` {reason}")),
+            })?;
+            return match mode {
+                Mode::Open => Ok(Found::Store(id)),
+                Mode::Create => Err(Error::AlreadyThere { path: self.path.clone() }),
+            };
+        }
+        if creating {
+            let file = self.disk.open(&self.path.join(CREATING), Access::Read);
+            return match file.and_then(|file| file.len()) {
+                Ok(0) => Ok(Found::Creating),
+                Ok(_) => refuse("`creating` is not empty, and there is no `sessile`"),
+                // Whoever was making the store has finished just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Creating),
+                Err(error) => Err(self.failed(CREATING, error)),
+            };
+        }
+        match names.iter().all(|name| name == LOCK) {
+            true => Ok(Found::Nothing),
+            false => refuse("the directory holds other files and no `sessile`"),
+        }
+    }
+
+    fn refusal(&self, reason: &str) -> Error {
+        Error::NotAStore { path: self.path.clone(), reason: reason.to_owned() }
+    }
+
+    fn not_regular(&self, name: &str) -> Error {
+        self.refusal(&format!("`{name}` is no regular file"))
     }
 }
 
@@ -280,212 +338,9 @@ enum Found {
     Store(StoreId),
 }
 
-/// Files are opened as long as the store is open, and the process may change its directory. A slash at
-/// the end would follow a symbolic link.
-fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    let path = std::path::absolute(path).map_err(|error| at(path, error))?;
-    Ok(path.components().collect())
-}
-
-/// Looks what lies at a path and changes nothing.
-fn look(disk: &dyn Disk, path: &Path, mode: Mode) -> Result<Found, Error> {
-    let refuse = |reason: &str| Err(not_a_store(path, reason.to_owned()));
-    match disk.kind(path) {
-        Ok(Some(FileKind::Directory)) => {}
-        Ok(Some(FileKind::File)) => return refuse("it is a file and no directory"),
-        Ok(Some(FileKind::Other)) => {
-            return refuse("it is a symbolic link, or a device, and no directory");
-        }
-        Ok(None) => return Ok(Found::Nothing),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            return refuse("what lies above it is no directory");
-        }
-        Err(error) => return Err(at(path, error)),
-    }
-    // Another process may be making a store meanwhile. The order matters: whoever sees a file of
-    // its, and then no `creating`, comes late enough to see the marker.
-    let names = disk.list(path).map_err(|error| at(path, error))?;
-    for name in names.iter().filter_map(|name| name.to_str()).filter(|name| is_ours(name)) {
-        // A pipe would block whoever opens it, and a link lead out of the directory.
-        if kind(disk, path, name)?.is_some_and(|kind| kind != FileKind::File) {
-            return Err(not_regular(path, name));
-        }
-    }
-    let creating = kind(disk, path, CREATING)?.is_some();
-    if kind(disk, path, MARKER)?.is_some() {
-        let marker = open_file(disk, path, MARKER, Access::Read)?;
-        let text = start_of(&*marker).map_err(|error| at(&path.join(MARKER), error))?;
-        let id = read_marker(&text).map_err(|refusal| match refusal {
-            Refusal::Format(found) => Error::Format { found, supported: FORMAT },
-            Refusal::Not(reason) => not_a_store(path, format!("`{MARKER}` {reason}")),
-        })?;
-        return match mode {
-            Mode::Open => Ok(Found::Store(id)),
-            Mode::Create => Err(Error::AlreadyThere { path: path.to_owned() }),
-        };
-    }
-    if creating {
-        return match disk.open(&path.join(CREATING), Access::Read).and_then(|file| file.len()) {
-            Ok(0) => Ok(Found::Creating),
-            Ok(_) => refuse("`creating` is not empty, and there is no `sessile`"),
-            // Whoever was making the store has finished just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Creating),
-            Err(error) => Err(at(&path.join(CREATING), error)),
-        };
-    }
-    match names.iter().all(|name| name == LOCK) {
-        true => Ok(Found::Nothing),
-        false => refuse("the directory holds other files and no `sessile`"),
-    }
-}
-
 /// Whether a store's file may have this name.
 fn is_ours(name: &str) -> bool {
     [LOCK, CREATING, MARKER, "sessions.redb", "reserve"].contains(&name) || name.starts_with("log-")
-}
-
-/// The text of the marker. People may read it; [`read_marker`] takes nothing else.
-fn marker_text(id: StoreId) -> String {
-    let text = format!("{MARKER}\nformat {FORMAT}\nstore {:032x}\n", id.0);
-    let check = XxHash3_64::oneshot(text.as_bytes());
-    format!("{text}check {check:016x}\n")
-}
-
-/// Why a marker is refused.
-#[derive(Debug, PartialEq, Eq)]
-enum Refusal {
-    /// It has another format.
-    Format(u32),
-    /// It is none: "`sessile` ..."
-    Not(&'static str),
-}
-
-/// The id in a marker. The format is read before the checksum is asked for: what comes after it is
-/// another format's business.
-fn read_marker(text: &[u8]) -> Result<StoreId, Refusal> {
-    const BEGINNING: &str = "sessile\nformat ";
-    const CUT_OFF: Refusal = Refusal::Not("is cut off");
-    const FOREIGN: Refusal = Refusal::Not("was written by another program");
-    const DAMAGED: Refusal = Refusal::Not("is damaged");
-    if text.is_empty() {
-        return Err(Refusal::Not("is empty"));
-    }
-    let Some(rest) = text.strip_prefix(BEGINNING.as_bytes()) else {
-        return Err(if BEGINNING.as_bytes().starts_with(text) { CUT_OFF } else { FOREIGN });
-    };
-    let Some(end) = rest.iter().position(|byte| *byte == b'\n') else { return Err(CUT_OFF) };
-    let format = str::from_utf8(&rest[..end]).ok().and_then(|format| format.parse().ok());
-    match format {
-        Some(FORMAT) => {}
-        Some(found) => return Err(Refusal::Format(found)),
-        None => return Err(DAMAGED),
-    }
-    let id = rest[end..].strip_prefix(b"\nstore ").and_then(|rest| rest.get(..32));
-    let id = id.and_then(|id| str::from_utf8(id).ok());
-    let id = id.and_then(|id| u128::from_str_radix(id, 16).ok()).map(StoreId);
-    let wanted = marker_text(id.unwrap_or(StoreId(0)));
-    match id {
-        Some(id) if wanted.as_bytes() == text => Ok(id),
-        _ if text.len() < wanted.len() => Err(CUT_OFF),
-        _ => Err(DAMAGED),
-    }
-}
-
-/// The lock file, locked. The operating system lets go of it when the process dies, so a file that
-/// was left behind blocks nobody.
-#[derive(Debug)]
-struct Lock {
-    file: Arc<dyn DiskFile>,
-    pid: u32,
-}
-
-impl Lock {
-    /// To close the file is not enough: a process that is just being started has it, too, and lets
-    /// go of it only when it runs its own program. But one that was forked must not unlock what is
-    /// its parent's.
-    fn release(&self) {
-        if let Some(file) = self.file.file().filter(|_| self.pid == process::id()) {
-            // If it fails, there is still the end of the process.
-            let _ = file.unlock();
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
-fn lock(disk: &dyn Disk, path: &Path) -> Result<Lock, Error> {
-    let name = path.join(LOCK);
-    let file = match disk.open(&name, Access::Create) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            open_file(disk, path, LOCK, Access::Write)?
-        }
-        made => made.map_err(|error| at(&name, error))?,
-    };
-    match file.file().map_or(Ok(()), |file| file.try_lock()) {
-        Ok(()) => Ok(Lock { file, pid: process::id() }),
-        Err(error) => Err(not_locked(path, error, &*file)),
-    }
-}
-
-fn not_locked(path: &Path, error: TryLockError, file: &dyn DiskFile) -> Error {
-    match error {
-        TryLockError::WouldBlock => {
-            let pid = line_of_lock(file, 0).and_then(|line| line.parse().ok());
-            Error::AlreadyOpen { path: path.to_owned(), pid }
-        }
-        // Without a lock two processes could write to one store.
-        TryLockError::Error(error) => Error::storage(io::Error::new(
-            error.kind(),
-            format!("{} cannot be locked on this file system: {error}", path.join(LOCK).display()),
-        )),
-    }
-}
-
-/// A line of the lock file. Nothing depends on it but what is told, and how much is checked: what
-/// cannot be read is not there.
-fn line_of_lock(lock: &dyn DiskFile, line: usize) -> Option<String> {
-    let text = String::from_utf8(start_of(lock).ok()?).ok()?;
-    // The last one may be cut off.
-    text.split_inclusive('\n').nth(line)?.strip_suffix('\n').map(str::to_owned)
-}
-
-/// What the operating system calls the time since the machine was started; `None` if it does not.
-fn start_of_machine() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
-}
-
-/// What a small file holds; of a larger one, which is none of ours, no more than is needed to know.
-fn start_of(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; file.len()?.min(TEXT_BYTES_MAX) as usize];
-    file.read(0, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn open_file(
-    disk: &dyn Disk,
-    path: &Path,
-    name: &str,
-    access: Access,
-) -> Result<Arc<dyn DiskFile>, Error> {
-    if access != Access::Create {
-        match kind(disk, path, name)? {
-            Some(FileKind::File) => {}
-            Some(_) => return Err(not_regular(path, name)),
-            None => return Err(not_a_store(path, format!("`{name}` is missing"))),
-        }
-    }
-    let file = path.join(name);
-    disk.open(&file, access).map_err(|error| at(&file, error))
-}
-
-fn kind(disk: &dyn Disk, path: &Path, name: &str) -> Result<Option<FileKind>, Error> {
-    let file = path.join(name);
-    disk.kind(&file).map_err(|error| at(&file, error))
 }
 
 /// Makes a directory and those above it, from the top: each is durable before the next is made.
@@ -512,30 +367,18 @@ fn sync_above(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
     }
 }
 
-fn not_a_store(path: &Path, reason: String) -> Error {
-    Error::NotAStore { path: path.to_owned(), reason }
-}
-
-fn not_regular(path: &Path, name: &str) -> Error {
-    not_a_store(path, format!("`{name}` is no regular file"))
-}
-
-/// An error of the operating system, with the path that it is about.
-fn at(path: &Path, error: io::Error) -> Error {
-    Error::storage(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::ffi::OsString;
-    use std::fs::File;
+    use std::fs::{self, File};
+    use std::process;
     use std::sync::Mutex;
 
     use tempfile::TempDir;
 
     use super::*;
     use crate::engine::embedded::disk::LocalDisk;
+    use crate::engine::embedded::watched::Watched;
 
     const ID: StoreId = StoreId(0x00aa_55f0_1234_5678_9abc_def0_8765_4321);
     const OTHER: StoreId = StoreId(7);
@@ -748,15 +591,6 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_is_what_the_documentation_shows() {
-        let (_above, path) = store();
-        let text = fs::read_to_string(path.join(MARKER)).unwrap();
-        assert!(text.contains("\nstore 00aa55f0123456789abcdef087654321\n"), "{text}");
-        let documented = include_str!("../../docs/format.md");
-        assert!(documented.contains(&format!("```text\n{text}```\n")), "{text}");
-    }
-
-    #[test]
     fn a_damaged_marker_is_refused_with_its_reason() {
         let (_above, path) = store();
         let marker = path.join(MARKER);
@@ -781,22 +615,6 @@ mod tests {
         assert!(matches!(opened, Err(Error::NotAStore { .. })), "{opened:?}");
         fs::write(&marker, &whole).unwrap();
         assert_eq!(open(&path).unwrap().id(), ID);
-    }
-
-    /// Whichever byte is whatever other byte: no marker but the one that was written is read.
-    #[test]
-    fn no_byte_of_the_marker_may_change() {
-        let whole = marker_text(ID);
-        assert_eq!(read_marker(whole.as_bytes()), Ok(ID));
-        for place in 0..whole.len() {
-            for byte in 0..=u8::MAX {
-                let mut changed = whole.clone().into_bytes();
-                changed[place] = byte;
-                if changed != whole.as_bytes() {
-                    assert!(read_marker(&changed).is_err(), "byte {place} is {byte}");
-                }
-            }
-        }
     }
 
     #[test]
@@ -832,25 +650,6 @@ mod tests {
         open(&path).unwrap();
     }
 
-    /// A process that is just being started has all files of this one for a moment.
-    #[test]
-    fn a_store_that_was_closed_is_not_open_elsewhere() {
-        let (_above, path) = store();
-        let directory = open(&path).unwrap();
-        let inherited = directory.lock().file.file().unwrap().try_clone().unwrap();
-        drop(directory);
-        let mut directory = open(&path).unwrap();
-        drop(inherited);
-
-        // A forked one has them for good, and what it does with them is not done to ours.
-        let inherited = directory.lock().file.file().unwrap().try_clone().unwrap();
-        directory.lock.as_mut().unwrap().pid += 1;
-        drop(directory);
-        assert!(matches!(open(&path), Err(Error::AlreadyOpen { .. })));
-        drop(inherited);
-        open(&path).unwrap();
-    }
-
     /// It holds a text, but nobody holds it.
     #[test]
     fn a_lock_file_that_was_left_behind_blocks_nobody() {
@@ -859,18 +658,6 @@ mod tests {
             fs::write(path.join(LOCK), text).unwrap();
             assert!(open(&path).unwrap().machine_restarted(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_locked_is_refused() {
-        let (_above, path) = store();
-        let file = LocalDisk.open(&path.join(LOCK), Access::Write).unwrap();
-        let unsupported = TryLockError::Error(io::ErrorKind::Unsupported.into());
-        let Error::Storage(cause) = not_locked(&path, unsupported, &*file) else {
-            panic!("it was taken for another store's")
-        };
-        let wanted = format!("{}/lock cannot be locked on this file system", path.display());
-        assert!(cause.to_string().starts_with(&wanted), "{cause}");
     }
 
     #[test]
@@ -1112,7 +899,7 @@ rename a/b/sessions.redb a/b/aside-sessions.redb\n",
                 *count += 1;
                 Ok(())
             });
-            match look(&*disk, &path, Mode::Open) {
+            match Directory::unlocked(disk, &path, OTHER).unwrap().look(Mode::Open) {
                 Ok(Found::Store(ID) | Found::Creating) => {}
                 other => panic!("{other:?} at moment {moment}"),
             }
@@ -1147,127 +934,5 @@ rename a/b/sessions.redb a/b/aside-sessions.redb\n",
         let relative = Path::new(above.path().file_name().unwrap()).join("store");
         let directory = make(Arc::new(LocalDisk), &relative).unwrap();
         assert_eq!(directory.path, std::path::absolute(&relative).unwrap());
-    }
-
-    /// The local disk, and somebody who is told of each step before it is taken, and may refuse it.
-    struct Watched {
-        below: String,
-        watch: Watch,
-    }
-
-    type Watch = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
-
-    impl Watched {
-        /// Files in `below` are told by their names, other paths in full.
-        fn new(
-            below: &Path,
-            watch: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static,
-        ) -> Arc<Self> {
-            let below = format!("{}/", std::path::absolute(below).unwrap().display());
-            Arc::new(Watched { below, watch: Arc::new(watch) })
-        }
-
-        fn name(&self, path: &Path) -> String {
-            let path = path.to_str().unwrap();
-            path.strip_prefix(&self.below).unwrap_or(path).to_owned()
-        }
-
-        fn step(&self, what: &str, path: &Path) -> io::Result<()> {
-            (self.watch)(&format!("{what} {}", self.name(path)))
-        }
-    }
-
-    impl std::fmt::Debug for Watched {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("Watched")
-        }
-    }
-
-    impl Disk for Watched {
-        fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
-            self.step("kind", path)?;
-            LocalDisk.kind(path)
-        }
-
-        fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-            self.step("list", directory)?;
-            LocalDisk.list(directory)
-        }
-
-        fn create_directory(&self, path: &Path) -> io::Result<()> {
-            self.step("create-directory", path)?;
-            LocalDisk.create_directory(path)
-        }
-
-        fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
-            self.step(if access == Access::Create { "create" } else { "open" }, path)?;
-            let file = LocalDisk.open(path, access)?;
-            let (name, watch) = (self.name(path), Arc::clone(&self.watch));
-            Ok(Arc::new(WatchedFile { file, name, watch }))
-        }
-
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            self.step(&format!("rename {}", self.name(from)), to)?;
-            LocalDisk.rename(from, to)
-        }
-
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            self.step("remove", path)?;
-            LocalDisk.remove(path)
-        }
-
-        fn sync_directory(&self, path: &Path) -> io::Result<()> {
-            self.step("sync-directory", path)?;
-            LocalDisk.sync_directory(path)
-        }
-    }
-
-    struct WatchedFile {
-        file: Arc<dyn DiskFile>,
-        name: String,
-        watch: Watch,
-    }
-
-    impl WatchedFile {
-        fn step(&self, what: &str) -> io::Result<()> {
-            (self.watch)(&format!("{what} {}", self.name))
-        }
-    }
-
-    impl std::fmt::Debug for WatchedFile {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("WatchedFile")
-        }
-    }
-
-    impl DiskFile for WatchedFile {
-        fn len(&self) -> io::Result<u64> {
-            self.step("len")?;
-            self.file.len()
-        }
-
-        fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-            self.step("read")?;
-            self.file.read(offset, bytes)
-        }
-
-        fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-            self.step("write")?;
-            self.file.write(offset, bytes)
-        }
-
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.step("set-len")?;
-            self.file.set_len(len)
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            self.step("sync")?;
-            self.file.sync()
-        }
-
-        fn file(&self) -> Option<&File> {
-            self.file.file()
-        }
     }
 }

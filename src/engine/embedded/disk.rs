@@ -14,6 +14,8 @@ use std::sync::Arc;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
+use crate::error::Error;
+
 /// Files and directories, as a store uses them.
 ///
 /// What is promised of it is little: see "What we assume of the disk" in
@@ -227,4 +229,18 @@ impl DiskFile for LocalFile {
     fn file(&self) -> Option<&File> {
         Some(&self.file)
     }
+}
+
+/// An error of the operating system, with the path that it is about.
+pub(super) fn at(path: &Path, error: io::Error) -> Error {
+    Error::storage(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// What a small file holds; of a larger one, which is none of ours, no more than is needed to know.
+pub(super) fn start_of(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    // The marker and the lock file have less.
+    const BYTES_MAX: u64 = 256;
+    let mut bytes = vec![0; file.len()?.min(BYTES_MAX) as usize];
+    file.read(0, &mut bytes)?;
+    Ok(bytes)
 }

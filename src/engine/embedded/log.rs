@@ -24,8 +24,9 @@ use std::sync::Arc;
 
 use twox_hash::XxHash3_64;
 
-use super::directory::{Directory, StoreId};
+use super::directory::Directory;
 use super::disk::{Access, DiskFile};
+use super::marker::StoreId;
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::session::Revision;

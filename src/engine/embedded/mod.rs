@@ -20,11 +20,15 @@ mod directory;
 pub(crate) mod disk;
 mod fold;
 mod generation;
+mod lock;
 mod log;
+mod marker;
 mod records;
 mod recovery;
 mod tables;
 pub(crate) mod viewing;
+#[cfg(test)]
+mod watched;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -39,11 +43,13 @@ use crate::model::container::Place;
 use crate::model::session::Revision;
 use crate::threads;
 
-use directory::{Directory, StoreId};
-pub(crate) use directory::{FORMAT, Mode};
+use directory::Directory;
+pub(crate) use directory::Mode;
 use disk::Disk;
 use generation::{Frozen, Generation};
 use log::{HEADER_BYTES, Log, Segment};
+pub(crate) use marker::FORMAT;
+use marker::StoreId;
 use tables::Tables;
 
 /// How the engine is to work.

@@ -18,10 +18,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-use super::directory::{Directory, StoreId};
+use super::directory::Directory;
 use super::disk::Access;
 use super::generation::{Dated, Frozen, Generation};
 use super::log::{self, HEADER_BYTES, Header, Link, Log, Segment};
+use super::marker::StoreId;
 use super::records::{self, Meta, Replay};
 use super::tables::{Tables, TablesView};
 use super::{Met, Settings, Shared, State};

@@ -40,10 +40,11 @@ use redb::{Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableD
 
 use super::Met;
 use super::backend::CopyOnWrite;
-use super::directory::{Directory, FORMAT};
+use super::directory::Directory;
 use super::disk::{Access, Disk, DiskFile};
 use super::generation::Dated;
 use super::log;
+use super::marker::FORMAT;
 use super::records::Meta;
 use super::recovery::{self, Batches};
 use super::tables::{self, DATABASE, TablesView, storage};
@@ -391,123 +392,19 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-    use std::fmt;
-    use std::fs::{self, File, OpenOptions};
-    use std::io::{self, Write as _};
+    use std::fs::{self, OpenOptions};
+    use std::io::Write as _;
     use std::path::PathBuf;
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::engine::embedded::disk::{FileKind, LocalDisk};
+    use crate::engine::embedded::disk::LocalDisk;
+    use crate::engine::embedded::watched::Watched;
     use crate::engine::embedded::{Embedded, Mode, Settings};
     use crate::engine::{Batch, Commit, Engine, Listener, Notice, SessionChange, View};
     use crate::model::attributes::Attributes;
     use crate::model::session::SessionId;
-
-    /// A disk on which something happens in the middle of each look: when the directory has been listed
-    /// for the log, or when a file of the log is to be opened. The snapshot has been taken by then.
-    struct Eventful {
-        step: Step,
-        event: Mutex<Box<dyn FnMut() + Send>>,
-        has_snapshot: AtomicBool,
-        /// What is read of `log-1`, once.
-        earlier: Mutex<Option<Vec<u8>>>,
-    }
-
-    /// A file as it was.
-    #[derive(Debug)]
-    struct Earlier(Vec<u8>);
-
-    impl DiskFile for Earlier {
-        fn len(&self) -> io::Result<u64> {
-            Ok(self.0.len() as u64)
-        }
-
-        fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-            bytes.copy_from_slice(&self.0[offset as usize..][..bytes.len()]);
-            Ok(())
-        }
-
-        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
-            panic!("who looks changes nothing")
-        }
-
-        fn set_len(&self, _: u64) -> io::Result<()> {
-            panic!("who looks changes nothing")
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            panic!("who looks syncs nothing")
-        }
-
-        fn file(&self) -> Option<&File> {
-            None
-        }
-    }
-
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    enum Step {
-        List,
-        OpenLog,
-    }
-
-    impl Eventful {
-        fn reaches(&self, step: Step) {
-            if step == self.step && self.has_snapshot.load(Ordering::Relaxed) {
-                (self.event.lock().unwrap())();
-            }
-        }
-    }
-
-    impl fmt::Debug for Eventful {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("Eventful")
-        }
-    }
-
-    impl Disk for Eventful {
-        fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
-            LocalDisk.kind(path)
-        }
-
-        fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-            let names = LocalDisk.list(directory);
-            self.reaches(Step::List);
-            names
-        }
-
-        fn create_directory(&self, _: &Path) -> io::Result<()> {
-            panic!("who looks makes nothing")
-        }
-
-        fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
-            assert_eq!(access, Access::Read, "who looks changes nothing");
-            match path.file_name().and_then(|name| name.to_str()) {
-                Some(DATABASE) => self.has_snapshot.store(true, Ordering::Relaxed),
-                Some("log-1") if self.earlier.lock().unwrap().is_some() => {
-                    let earlier = self.earlier.lock().unwrap().take().unwrap();
-                    return Ok(Arc::new(Earlier(earlier)));
-                }
-                Some(name) if name.starts_with("log-") => self.reaches(Step::OpenLog),
-                _ => {}
-            }
-            LocalDisk.open(path, access)
-        }
-
-        fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-            panic!("who looks renames nothing")
-        }
-
-        fn remove(&self, _: &Path) -> io::Result<()> {
-            panic!("who looks removes nothing")
-        }
-
-        fn sync_directory(&self, _: &Path) -> io::Result<()> {
-            panic!("who looks syncs nothing")
-        }
-    }
 
     struct Deaf;
 
@@ -559,21 +456,39 @@ mod tests {
         engine.apply(batch, durable).unwrap();
     }
 
-    /// Looks at the store in a directory while something happens to it.
+    /// The directory has been listed for the log, when the tables have been seen.
+    const LISTED: &str = "kind log-";
+    /// A file of the log is to be opened.
+    const OPENS_LOG: &str = "open log-";
+
+    /// Looks at the store in a directory. Something happens before each step that begins so.
     fn look(
         path: &Path,
-        step: Step,
+        step: &'static str,
         event: impl FnMut() + Send + 'static,
     ) -> Result<Viewing, Error> {
-        let event = Mutex::new(Box::new(event) as Box<dyn FnMut() + Send>);
-        let (has_snapshot, earlier) = (AtomicBool::default(), Mutex::default());
-        Viewing::open(Arc::new(Eventful { step, event, has_snapshot, earlier }), path)
+        let (event, has_snapshot) = (Mutex::new(event), AtomicBool::default());
+        let disk = Watched::new(path, move |told| {
+            let kind = told.split(' ').next().unwrap();
+            assert!(
+                ["kind", "list", "open", "len", "read"].contains(&kind),
+                "who looks changes nothing: {told}"
+            );
+            if told == format!("open {DATABASE}") {
+                has_snapshot.store(true, Ordering::Relaxed);
+            }
+            if told.starts_with(step) && has_snapshot.load(Ordering::Relaxed) {
+                (event.lock().unwrap())();
+            }
+            Ok(())
+        });
+        Viewing::open(disk, path)
     }
 
     /// Three commits; then somebody looks, and in the middle of it something happens, once. The
     /// revision that is seen in the end, of which all sessions are there.
     fn looking(
-        step: Step,
+        step: &'static str,
         durable: bool,
         event: impl FnOnce(&Embedded, PathBuf) + Send + 'static,
     ) -> u64 {
@@ -603,18 +518,18 @@ mod tests {
 
     #[test]
     fn a_commit_meanwhile_is_seen() {
-        assert_eq!(looking(Step::OpenLog, true, |engine, _| commit(engine, 4, true)), 4);
+        assert_eq!(looking(OPENS_LOG, true, |engine, _| commit(engine, 4, true)), 4);
     }
 
     #[test]
     fn a_fold_meanwhile_changes_nothing() {
-        assert_eq!(looking(Step::OpenLog, true, |engine, _| engine.fold().unwrap()), 3);
+        assert_eq!(looking(OPENS_LOG, true, |engine, _| engine.fold().unwrap()), 3);
     }
 
     /// What was in it is in the tables by now, and not in those that were seen.
     #[test]
     fn a_segment_that_is_used_again_meanwhile_is_noticed() {
-        let seen = looking(Step::OpenLog, true, |engine, _| {
+        let seen = looking(OPENS_LOG, true, |engine, _| {
             engine.fold().unwrap();
             commit(engine, 4, true);
             engine.fold().unwrap();
@@ -627,7 +542,7 @@ mod tests {
     /// being written over them is not there yet.
     #[test]
     fn a_segment_that_is_just_being_used_again_is_noticed() {
-        let seen = looking(Step::OpenLog, false, |engine, path| {
+        let seen = looking(OPENS_LOG, false, |engine, path| {
             engine.fold().unwrap();
             let log = path.join("log-1");
             assert!(fs::read(&log).unwrap().starts_with(b"sessile"), "the batches are there");
@@ -638,7 +553,7 @@ mod tests {
 
     #[test]
     fn a_segment_that_is_removed_meanwhile_is_noticed() {
-        let seen = looking(Step::List, true, |engine, path| {
+        let seen = looking(LISTED, true, |engine, path| {
             engine.fold().unwrap();
             let log = path.join("log-1");
             assert!(fs::read(&log).unwrap().starts_with(b"sessile"), "the batches are there");
@@ -655,12 +570,23 @@ mod tests {
         // Nothing is folded.
         let engine = open(&path, false);
         (1..=3).for_each(|n| commit(&engine, n, true));
-        let earlier = Mutex::new(Some(fs::read(path.join("log-1")).unwrap()));
+        let (log, moved) = (path.join("log-1"), path.join("moved"));
+        let earlier = fs::read(&log).unwrap();
         (4..=9).for_each(|n| commit(&engine, n, true));
-        let event = Mutex::new(Box::new(|| {}) as Box<dyn FnMut() + Send>);
-        let disk =
-            Eventful { step: Step::List, event, has_snapshot: AtomicBool::default(), earlier };
-        let viewing = Viewing::open(Arc::new(disk), &path).unwrap();
+        // At the first look it is what it was, at the second what it is.
+        let mut looks = 0;
+        let viewing = look(&path, "open log-1", move || {
+            looks += 1;
+            match looks {
+                1 => {
+                    fs::rename(&log, &moved).unwrap();
+                    fs::write(&log, &earlier).unwrap();
+                }
+                2 => fs::rename(&moved, &log).unwrap(),
+                _ => {}
+            }
+        });
+        let viewing = viewing.unwrap();
         assert_eq!(viewing.store().revision, Revision(9));
         engine.close(Time::from_secs(9)).unwrap();
     }
@@ -673,7 +599,7 @@ mod tests {
         let engine = engine(&path);
         (1..=3).for_each(|n| commit(&engine, n, true));
         let (other, mut next) = (Arc::clone(&engine), 4);
-        let seen = look(&path, Step::OpenLog, move || {
+        let seen = look(&path, OPENS_LOG, move || {
             for _ in 0..2 {
                 other.fold().unwrap();
                 commit(&other, next, true);
