@@ -252,7 +252,7 @@ pub(super) fn encode_commit(commit: &Commit, batch: &mut Vec<u8>) {
         sessions: commit.sessions.iter().map(entry).collect(),
         containers: commit.containers.iter().map(container).collect(),
     };
-    bincode::encode_into_std_write(bytes, batch, format()).expect("a Vec takes every byte");
+    encode(bytes, batch);
 }
 
 fn entry(change: &SessionChange) -> EntryBytes<'_> {
@@ -355,11 +355,8 @@ impl EntryBytes<'_> {
 
 /// A row of `sessions`: checksum and bucket in eight bytes each, then the session.
 pub(super) fn encode_session(place: &Place, record: &Record) -> Vec<u8> {
-    let mut row = vec![0; 8];
-    row.extend_from_slice(&record.bucket.to_le_bytes());
-    let session = SessionBytes::of(record);
-    bincode::encode_into_std_write(session, &mut row, format()).expect("a Vec takes every byte");
-    seal(seed(place.0, place.1.as_bytes()), row)
+    let seed = seed(place.0, place.1.as_bytes());
+    row(seed, &record.bucket.to_le_bytes(), SessionBytes::of(record))
 }
 
 pub(super) fn decode_session(
@@ -370,11 +367,8 @@ pub(super) fn decode_session(
     let body = unseal(seed(container, key), row, "sessions")?;
     let (bucket, body) =
         body.split_first_chunk().ok_or_else(|| corrupt("sessions", "a row is cut off"))?;
-    let (session, read): (SessionBytes<'_>, usize) =
-        bincode::borrow_decode_from_slice(body, format())
-            .map_err(|_| corrupt("sessions", "a row cannot be decoded"))?;
-    let record = session.record("sessions")?;
-    match read == body.len() && record.bucket == u64::from_le_bytes(*bucket) {
+    let record = decode::<SessionBytes<'_>>(body, "sessions")?.record("sessions")?;
+    match record.bucket == u64::from_le_bytes(*bucket) {
         true => Ok(record),
         false => Err(corrupt("sessions", "a row contradicts itself")),
     }
@@ -389,6 +383,14 @@ pub(super) fn bucket(place: &Place, row: &[u8]) -> Option<u64> {
 /// What binds a row to its place: a row that turns up elsewhere is as wrong as a changed one.
 fn seed(container: ContainerId, key: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(container.0.into(), key)
+}
+
+/// A row: checksum, what may stand before the record, and the record.
+fn row(seed: u64, head: &[u8], record: impl Encode) -> Vec<u8> {
+    let mut row = vec![0; 8];
+    row.extend_from_slice(head);
+    encode(record, &mut row);
+    seal(seed, row)
 }
 
 /// Fills in the checksum, for which the first eight bytes of a row are left free.
@@ -410,9 +412,7 @@ fn unseal<'a>(seed: u64, row: &'a [u8], table: &'static str) -> Result<&'a [u8],
 
 /// The one row of `meta`.
 pub(super) fn encode_meta(meta: &Meta) -> Vec<u8> {
-    let mut row = vec![0; 8];
-    bincode::encode_into_std_write(meta, &mut row, format()).expect("a Vec takes every byte");
-    seal(META_SEED, row)
+    row(META_SEED, &[], meta)
 }
 
 pub(super) fn decode_meta(row: &[u8]) -> Result<Meta, Error> {
@@ -424,10 +424,7 @@ const META_SEED: u64 = 0x6d65_7461;
 const CONTAINERS_SEED: u64 = 0x636f_6e74;
 
 pub(super) fn encode_container(state: &ContainerState) -> Vec<u8> {
-    let mut row = vec![0; 8];
-    let bytes = ContainerBytes::of(state);
-    bincode::encode_into_std_write(bytes, &mut row, format()).expect("a Vec takes every byte");
-    seal(CONTAINERS_SEED + u64::from(state.id.0), row)
+    row(CONTAINERS_SEED + u64::from(state.id.0), &[], ContainerBytes::of(state))
 }
 
 pub(super) fn decode_container(id: u32, row: &[u8]) -> Result<ContainerState, Error> {
@@ -553,8 +550,12 @@ fn size(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }
 
-fn decode<T: Decode<()>>(bytes: &[u8], table: &'static str) -> Result<T, Error> {
-    match bincode::decode_from_slice(bytes, format()) {
+fn encode(record: impl Encode, bytes: &mut Vec<u8>) {
+    bincode::encode_into_std_write(record, bytes, format()).expect("a Vec takes every byte");
+}
+
+fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8], table: &'static str) -> Result<T, Error> {
+    match bincode::borrow_decode_from_slice(bytes, format()) {
         Ok((value, read)) if read == bytes.len() => Ok(value),
         Ok(_) => Err(corrupt(table, "bytes follow a record")),
         // bincode's own message may quote the bytes.
