@@ -225,10 +225,9 @@ impl Shared {
         if !failed && !state.log.is_synced() {
             failed = state.sync().is_err();
         }
-        let generation = std::mem::take(&mut state.active);
         let log_bytes = state.log.used();
         // Both segments stay for the next open, which need not fill new ones.
-        state.freeze_as(generation, log_bytes, Vec::new(), true);
+        state.freeze_as(log_bytes, Vec::new(), true);
         drop(state);
         let folded =
             self.fold_frozen().or_else(|_| self.fold_frozen()).and_then(|()| match failed {

@@ -248,8 +248,7 @@ impl Engine for Embedded {
 
     fn room(&self) -> usize {
         let state = self.shared.lock();
-        let generations = state.frozen.iter().map(|frozen| frozen.generation.bytes);
-        let dirty = state.active.bytes + generations.sum::<usize>();
+        let dirty = state.active.bytes + state.frozen_bytes();
         match (&state.stalled, &state.free) {
             (Some(_), _) if dirty >= self.shared.settings.dirty_bytes_max => 0,
             (Some(_), None) => weight(state.log.room().saturating_sub(self.shared.kept())),
@@ -346,7 +345,7 @@ impl Shared {
                 // The fold met it first, perhaps while this waited.
                 return Err(Failure::Unknown(error.share()));
             }
-            let frozen: usize = state.frozen.iter().map(|frozen| frozen.generation.bytes).sum();
+            let frozen = state.frozen_bytes();
             let (active, max) = (state.active.bytes, self.settings.dirty_bytes_max);
             let kept = if state.free.is_none() { kept } else { 0 };
             let fits = state.log.room() >= length + kept;
@@ -418,8 +417,7 @@ impl Shared {
                 state.active.take_in(batch);
             }
         }
-        let generation = std::mem::take(&mut state.active);
-        state.freeze_as(generation, failed.used(), vec![failed.active], false);
+        state.freeze_as(failed.used(), vec![failed.active], false);
         state.failed = None;
         self.recoveries.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_all();
@@ -439,14 +437,18 @@ impl Shared {
 
 impl State {
     fn levels(&self) -> Levels {
-        let generations =
-            || self.frozen.iter().map(|frozen| &frozen.generation).chain([&self.active]);
+        let generations = self.frozen.iter().map(|frozen| &frozen.generation).chain([&self.active]);
         let frozen = self.frozen.iter().map(|frozen| frozen.log_bytes);
         Levels {
             log_bytes: self.log.used() + frozen.sum::<u64>(),
-            dirty_sessions: generations().map(|generation| generation.sessions.len()).sum(),
-            dirty_bytes: generations().map(|generation| generation.bytes).sum(),
+            dirty_sessions: generations.map(|generation| generation.sessions.len()).sum(),
+            dirty_bytes: self.active.bytes + self.frozen_bytes(),
         }
+    }
+
+    /// What is kept in memory of what is full.
+    fn frozen_bytes(&self) -> usize {
+        self.frozen.iter().map(|frozen| frozen.generation.bytes).sum()
     }
 
     fn sync(&mut self) -> Result<(), Failure> {
@@ -475,18 +477,13 @@ impl State {
         let Some(free) = self.free.take() else { return Ok(()) };
         let log_bytes = self.log.used();
         let full = self.log.switch(free);
-        let generation = std::mem::take(&mut self.active);
-        self.freeze_as(generation, log_bytes, vec![full], true);
+        self.freeze_as(log_bytes, vec![full], true);
         Ok(())
     }
 
-    fn freeze_as(
-        &mut self,
-        mut generation: Generation,
-        log_bytes: u64,
-        segments: Vec<Segment>,
-        reusable: bool,
-    ) {
+    /// What the segments hold is to be folded.
+    fn freeze_as(&mut self, log_bytes: u64, segments: Vec<Segment>, reusable: bool) {
+        let mut generation = std::mem::take(&mut self.active);
         generation.last = generation.last.max(self.log.durable.revision);
         self.frozen.push_back(Arc::new(Frozen { generation, log_bytes, segments, reusable }));
     }
