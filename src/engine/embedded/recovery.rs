@@ -94,7 +94,6 @@ pub(super) fn open(
         true => Some(provide()?),
         false => None,
     };
-    let log_bytes: u64 = batches.chain.iter().map(|(header, ..)| log::padded(header.length)).sum();
     let mut log =
         Log::new(directory.id(), epoch, settings.segment_bytes, active, batches.durable());
     batches.rewrite(&mut log)?;
@@ -131,7 +130,7 @@ pub(super) fn open(
     if !batches.chain.is_empty() {
         frozen.push_back(Arc::new(Frozen {
             generation,
-            log_bytes,
+            log_bytes: batches.log_bytes(),
             segments: old,
             reusable: false,
         }));
@@ -250,6 +249,11 @@ impl Batches {
         let folded = before.unwrap_or(Link { revision: folded, checksum: 0 });
         let epoch = headers.iter().map(|header| header.epoch).max().unwrap_or(0);
         Ok(Batches { store, chain, folded, epoch })
+    }
+
+    /// How much of the log it takes up.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.chain.iter().map(|(header, ..)| log::padded(header.length)).sum()
     }
 
     /// The last batch that another one calls durable.

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    Builder, ConcurrencyMode, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase,
-    ReadableTable, Table, TableDefinition, WriteTransaction,
+    Builder, ConcurrencyMode, Database, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction,
+    ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
 };
 
 use super::Met;
@@ -138,15 +138,7 @@ impl Tables {
 
     /// Changes what is said of the store, durably.
     pub(super) fn set_meta(&self, change: impl FnOnce(&mut Meta)) -> Result<(), Error> {
-        self.with(|open| {
-            let mut meta = open.meta.clone();
-            change(&mut meta);
-            let txn = begin_write(&open.database)?;
-            put_meta(&txn, &meta)?;
-            storage!(txn.commit())?;
-            open.meta = meta;
-            Ok(())
-        })
+        self.write(change, |_| Ok(()))
     }
 
     pub(super) fn containers(&self) -> Result<Vec<ContainerState>, Error> {
@@ -168,17 +160,27 @@ impl Tables {
                 storage!(txn.commit())
             })?;
         }
+        self.write(change, |txn| {
+            put_sessions(txn, chunks.next().unwrap_or_default())?;
+            let mut table = storage!(txn.open_table(CONTAINERS))?;
+            for state in containers {
+                storage!(table.insert(state.id.0, &*records::encode_container(state)))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes something, and with it what is changed in `meta`.
+    fn write(
+        &self,
+        change: impl FnOnce(&mut Meta),
+        rows: impl FnOnce(&WriteTransaction) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.with(|open| {
             let mut meta = open.meta.clone();
             change(&mut meta);
             let txn = begin_write(&open.database)?;
-            put_sessions(&txn, chunks.next().unwrap_or_default())?;
-            {
-                let mut table = storage!(txn.open_table(CONTAINERS))?;
-                for state in containers {
-                    storage!(table.insert(state.id.0, &*records::encode_container(state)))?;
-                }
-            }
+            rows(&txn)?;
             put_meta(&txn, &meta)?;
             storage!(txn.commit())?;
             open.meta = meta;
@@ -209,12 +211,8 @@ impl Tables {
 impl Open {
     fn of(directory: &Directory, check: bool) -> Result<Self, Error> {
         // To open a database is to write to it: look first, so that what is not ours stays as it is.
-        let file = directory.open_file(DATABASE, Access::Read)?;
-        match builder(&file).open_read_only_with_backend(backend(file)?) {
-            Ok(database) => drop(read_meta(&storage!(database.begin_read())?)?),
-            // Its process was killed. It must be repaired before anybody can look.
-            Err(redb::DatabaseError::RepairAborted) => {}
-            Err(error) => return Err(refusal(error)),
+        if let Some(database) = open_read_only(directory)? {
+            read_meta(&storage!(database.begin_read())?)?;
         }
         let database = open(directory.open_file(DATABASE, Access::Write)?, check)?;
         let meta = read_meta(&storage!(database.begin_read())?)?;
@@ -236,6 +234,16 @@ pub(super) fn read_containers(txn: &ReadTransaction) -> Result<Vec<ContainerStat
         containers.push(records::decode_container(id.value(), state.value())?);
     }
     Ok(containers)
+}
+
+/// `None`: its process was killed, and it must be repaired before anybody can look.
+pub(super) fn open_read_only(directory: &Directory) -> Result<Option<ReadOnlyDatabase>, Error> {
+    let file = directory.open_file(DATABASE, Access::Read)?;
+    match builder(&file).open_read_only_with_backend(backend(file)?) {
+        Ok(database) => Ok(Some(database)),
+        Err(redb::DatabaseError::RepairAborted) => Ok(None),
+        Err(error) => Err(refusal(error)),
+    }
 }
 
 fn open(file: Arc<dyn DiskFile>, check: bool) -> Result<Database, Error> {

@@ -43,7 +43,6 @@ use super::backend::CopyOnWrite;
 use super::directory::Directory;
 use super::disk::{Access, Disk, DiskFile};
 use super::generation::Dated;
-use super::log;
 use super::marker::FORMAT;
 use super::records::Meta;
 use super::recovery::{self, Batches};
@@ -269,7 +268,7 @@ fn look_beyond(
         epoch: batches.epoch,
         time: generation.time,
         batches: batches.chain.len() as u64,
-        bytes: batches.chain.iter().map(|(header, ..)| log::padded(header.length)).sum(),
+        bytes: batches.log_bytes(),
         containers: replayed.containers,
         sessions: generation.sessions.into_iter().collect(),
     })
@@ -333,15 +332,9 @@ fn header(file: &dyn DiskFile) -> Result<Vec<u8>, Error> {
 impl Source {
     /// `None` if it is not clear at the moment whether somebody has the store open.
     fn open(directory: &Directory) -> Result<Option<Self>, Error> {
-        let file = directory.open_file(DATABASE, Access::Read)?;
-        let opened = tables::guarded(|| {
-            let backend = tables::backend(Arc::clone(&file))?;
-            Ok(tables::builder(&file).open_read_only_with_backend(backend))
-        })?;
-        match opened {
-            Ok(database) => Ok(Some(Source::Snapshot(database))),
-            Err(DatabaseError::RepairAborted) => Source::repaired(directory),
-            Err(error) => Err(tables::refusal(error)),
+        match tables::guarded(|| tables::open_read_only(directory))? {
+            Some(database) => Ok(Some(Source::Snapshot(database))),
+            None => Source::repaired(directory),
         }
     }
 
