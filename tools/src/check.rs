@@ -1,15 +1,14 @@
 //! `sessile check`: does everything in a store say the same?
 
 use anyhow::Result;
-use clap::Args;
 use serde_json::{Value as Json, json};
-use sessile::{Checked, Error, Problem, Viewer};
+use sessile::{Checked, Problem, Viewer};
 
 use crate::Answer;
-use crate::format::{json_line, printable};
+use crate::format::{json_line, plural, printable, thousands};
 use crate::store::{self, Source};
 use crate::table::{self, Cell};
-use crate::terminal::{Look, Page, thousands};
+use crate::terminal::{Look, Page};
 
 pub(crate) const HELP: &str = "\
 Checked are the chain of the commit log, every record against its checksum, the expiry index
@@ -21,15 +20,8 @@ Examples:
   sessile check ./sessions
   sessile check ./sessions --json | jq .problems";
 
-#[derive(Args)]
-pub(crate) struct Arguments {
-    #[command(flatten)]
-    source: Source,
-}
-
-pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
-    let source = &arguments.source;
-    let checked = check(source)?;
+pub(crate) fn run(page: &mut Page, source: &Source) -> Result<Answer> {
+    let checked = store::again_if_busy(|| Viewer::check(&source.path))?;
     match source.json {
         true => page.lines([json_line(&report_json(&checked, source))])?,
         false => print(page, &checked, source)?,
@@ -38,14 +30,6 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
         true => Answer::Yes,
         false => Answer::No,
     })
-}
-
-/// The application may open a store of which the process had died while it is checked.
-fn check(source: &Source) -> Result<Checked, Error> {
-    match Viewer::check(&source.path) {
-        Err(Error::Busy { .. }) => Viewer::check(&source.path),
-        checked => checked,
-    }
 }
 
 fn print(page: &mut Page, checked: &Checked, source: &Source) -> Result<()> {
@@ -82,8 +66,7 @@ fn print(page: &mut Page, checked: &Checked, source: &Source) -> Result<()> {
     }
     let (look, verdict) = match count {
         0 => (Look::Good, "nothing is wrong".to_owned()),
-        1 => (Look::Bad, "1 problem".to_owned()),
-        count => (Look::Bad, format!("{} problems", thousands(count))),
+        count => (Look::Bad, plural(count, "problem", "problems")),
     };
     page.line(page.look(look, verdict))?;
     Ok(())

@@ -31,7 +31,8 @@ use sessile::{
 };
 
 use crate::Answer;
-use crate::terminal::{Bar, Look, Page, duration, mebibytes, rate, thousands};
+use crate::format::{duration, rate, size, thousands};
+use crate::terminal::{Bar, Look, Page};
 
 pub(crate) const HELP: &str = "\
 The store lies in the directory for temporary files and is removed at the end. Nothing else is
@@ -199,7 +200,7 @@ fn fill(page: &mut Page, site: &Site, path: &Path) -> Result<()> {
         "  {} members who may rest for a day, {} guests for 20 minutes; {} on disk",
         thousands(txn.len(&site.members)?),
         thousands(txn.len(&site.guests)?),
-        mebibytes(bytes_in(path)?),
+        size(bytes_in(path)?),
     ))?;
     Ok(())
 }

@@ -159,6 +159,39 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// `12345` as `12,345`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// A duration in the unit that people would use.
+pub(crate) fn duration(time: Duration) -> String {
+    match time.as_micros() {
+        micros @ 0..1_000 => format!("{micros} µs"),
+        micros @ 1_000..10_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        micros @ 10_000..1_000_000 => format!("{} ms", micros / 1_000),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+/// So many a second.
+pub(crate) fn rate(count: u64, time: Duration) -> String {
+    thousands((count as f64 / time.as_secs_f64().max(1e-6)) as u64)
+}
+
+/// `1 session`, `2 sessions`.
+pub(crate) fn plural(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(n), if n == 1 { one } else { many })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +278,10 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
+        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1_000, 1_234_567].map(thousands));
+        assert_eq!(["1 batch", "2 batches"], [1, 2].map(|n| plural(n, "batch", "batches")));
+        let durations = [7, 1_234, 12_345, 1_234_567].map(Duration::from_micros);
+        assert_eq!(["7 µs", "1.2 ms", "12 ms", "1.2 s"], durations.map(duration));
         let spans = [0, 119, 120, 7_199, 7_200, 172_799, 172_800].map(Duration::from_secs);
         assert_eq!(spans.map(span), ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
         let sizes = [0, 1_023, 1_024, 62_464, 19_188_941, u64::MAX].map(size);

@@ -8,10 +8,10 @@ use serde_json::{Value as Json, json};
 use sessile::{Error, Key, Time, ViewedSession, Viewer};
 
 use crate::Answer;
-use crate::format::{self, hex, json_line, printable, relative, size, utc};
+use crate::format::{self, hex, json_line, plural, printable, relative, size, thousands, utc};
 use crate::store::{self, Source, time_json};
 use crate::table::{self, Cell};
-use crate::terminal::{Page, thousands};
+use crate::terminal::Page;
 
 pub(crate) const HELP: &str = "\
 Sessions are named by the fingerprint of their key, because a key may be a secret; --reveal shows
@@ -56,7 +56,7 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
         ["container", "session", "created", "accessed", "expires", "attributes", "bytes"];
     table::print(page, &NAMES, listed.iter().map(|session| session.cells(now)))?;
     if page.is_terminal() {
-        page.line(format_args!("{} sessions", thousands(listed.len() as u64)))?;
+        page.line(plural(listed.len() as u64, "session", "sessions"))?;
     }
     Ok(Answer::Yes)
 }
@@ -64,10 +64,7 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
 impl Arguments {
     fn read(&self, viewer: &Viewer) -> Result<(Time, Vec<Listed>), Error> {
         let now = store::now(viewer.store());
-        let names = match &self.container {
-            Some(name) => vec![name.clone()],
-            None => viewer.containers().into_iter().map(|container| container.name).collect(),
-        };
+        let names = store::containers(viewer, self.container.as_ref());
         let limit = self.limit.unwrap_or(usize::MAX);
         let mut listed = Vec::new();
         for name in names {
@@ -133,7 +130,7 @@ impl Listed {
             name,
             time_cell(self.created, now),
             time_cell(self.last_accessed, now),
-            self.expires.map_or(Cell::both("never", ""), |expires| time_cell(expires, now)),
+            time_cell(self.expires, now),
             Cell::figure(thousands(self.attributes as u64), self.attributes),
             Cell::figure(size(self.bytes as u64), self.bytes),
         ]
@@ -146,16 +143,12 @@ impl Listed {
             ("session", Cell::text(&self.fingerprint)),
         ];
         facts.extend(self.key.as_ref().map(|key| ("key", Cell::text(&format::key(key)))));
-        let modified = self.last_modified.map(|modified| time_cell(modified, now));
         facts.extend([
             ("revision", Cell::both(format_args!("r{}", self.revision), self.revision)),
             ("created", time_cell(self.created, now)),
             ("accessed", time_cell(self.last_accessed, now)),
-            ("modified", modified.unwrap_or(Cell::both("never", ""))),
-            (
-                "expires",
-                self.expires.map_or(Cell::both("never", ""), |expires| time_cell(expires, now)),
-            ),
+            ("modified", time_cell(self.last_modified, now)),
+            ("expires", time_cell(self.expires, now)),
         ]);
         facts
     }
@@ -182,8 +175,11 @@ impl Listed {
     }
 }
 
-fn time_cell(time: Time, now: Time) -> Cell {
-    Cell::both(relative(time, now), utc(time))
+fn time_cell(time: impl Into<Option<Time>>, now: Time) -> Cell {
+    match time.into() {
+        Some(time) => Cell::both(relative(time, now), utc(time)),
+        None => Cell::both("never", ""),
+    }
 }
 
 /// A document with one list in it, line by line: it may be a long one.

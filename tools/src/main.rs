@@ -70,7 +70,7 @@ enum Command {
 
     /// Shows how many sessions a store has, how old and how large they are, and its settings.
     #[command(after_help = stats::HELP)]
-    Stats(stats::Arguments),
+    Stats(store::Source),
 
     /// Lists the sessions of a store, one a line.
     #[command(after_help = ls::HELP)]
@@ -82,7 +82,7 @@ enum Command {
 
     /// Checks a store: does everything in it say the same?
     #[command(after_help = check::HELP)]
-    Check(check::Arguments),
+    Check(store::Source),
 }
 
 /// How a command that ran to its end has ended.
@@ -97,10 +97,10 @@ fn main() -> ExitCode {
     let mut page = Page::stdout(color);
     let answer = match &command {
         Command::Demo => demo::run(&mut page),
-        Command::Stats(arguments) => stats::run(&mut page, arguments),
+        Command::Stats(source) => stats::run(&mut page, source),
         Command::Ls(arguments) => ls::run(&mut page, arguments),
         Command::Show(arguments) => show::run(&mut page, arguments),
-        Command::Check(arguments) => check::run(&mut page, arguments),
+        Command::Check(source) => check::run(&mut page, source),
     };
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,

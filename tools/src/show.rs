@@ -94,10 +94,7 @@ impl Arguments {
     /// The sessions of this key; or else those whose fingerprint begins so.
     fn read(&self, viewer: &Viewer) -> Result<(Time, Vec<Found>), Error> {
         let now = store::now(viewer.store());
-        let names: Vec<String> = match &self.container {
-            Some(name) => vec![name.clone()],
-            None => viewer.containers().into_iter().map(|container| container.name).collect(),
-        };
+        let names = store::containers(viewer, self.container.as_ref());
         let found = |name: &str, session: &ViewedSession| Found {
             listed: Listed::of(&Arc::from(name), session, self.reveal),
             attributes: session.attributes().collect(),

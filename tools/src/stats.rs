@@ -5,17 +5,16 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
 use serde_json::{Value as Json, json};
 use sessile::{
     AtLimit, Durability, Error, Policy, Rule, Time, ViewedContainer, ViewedStore, Viewer,
 };
 
 use crate::Answer;
-use crate::format::{json_line, relative, size, span, utc};
+use crate::format::{json_line, plural, relative, size, span, thousands, utc};
 use crate::store::{self, Source};
 use crate::table::{self, Cell};
-use crate::terminal::{Page, thousands};
+use crate::terminal::Page;
 
 pub(crate) const HELP: &str = "\
 Sessions that have expired and await the sweep are counted apart; AGE and SIZE are those of live
@@ -25,14 +24,7 @@ Examples:
   sessile stats ./sessions
   sessile stats ./sessions --json | jq .total.live";
 
-#[derive(Args)]
-pub(crate) struct Arguments {
-    #[command(flatten)]
-    source: Source,
-}
-
-pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
-    let source = &arguments.source;
+pub(crate) fn run(page: &mut Page, source: &Source) -> Result<Answer> {
     let stats = source.look(Stats::read)?;
     match source.json {
         true => page.lines([json_line(&stats.json(source))])?,
@@ -341,10 +333,6 @@ fn rule_name(rule: &Rule) -> String {
         // The others are their names.
         rule => format!("{rule:?}"),
     }
-}
-
-fn plural(n: u64, one: &str, many: &str) -> String {
-    format!("{} {}", thousands(n), if n == 1 { one } else { many })
 }
 
 #[cfg(test)]

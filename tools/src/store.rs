@@ -29,15 +29,27 @@ impl Source {
     /// Everything is read before anything is printed: a pager may keep us waiting for hours, and
     /// must not keep the store from using its space again.
     pub(crate) fn look<T>(&self, read: impl Fn(&Viewer) -> Result<T, Error>) -> Result<T> {
-        // The application may open a store of which the process had died while we look at it.
-        const ATTEMPTS_MAX: u32 = 3;
-        let mut attempt = 1;
-        loop {
-            match Viewer::open(&self.path).and_then(|viewer| read(&viewer)) {
-                Err(Error::Busy { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
-                read => return Ok(read?),
-            }
+        Ok(again_if_busy(|| Viewer::open(&self.path).and_then(|viewer| read(&viewer)))?)
+    }
+}
+
+/// The application may open a store of which the process had died while we look at it.
+pub(crate) fn again_if_busy<T>(look: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    const ATTEMPTS_MAX: u32 = 3;
+    let mut attempt = 1;
+    loop {
+        match look() {
+            Err(Error::Busy { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
+            looked => return looked,
         }
+    }
+}
+
+/// The names of the containers to look into: this one, or all.
+pub(crate) fn containers(viewer: &Viewer, only: Option<&String>) -> Vec<String> {
+    match only {
+        Some(name) => vec![name.clone()],
+        None => viewer.containers().into_iter().map(|container| container.name).collect(),
     }
 }
 
@@ -67,7 +79,8 @@ pub(crate) fn state_json(state: StoreState) -> Json {
     match state {
         StoreState::InUse { process } => json!({ "is": "in use", "process": process }),
         StoreState::Died { process } => json!({ "is": "died", "process": process }),
-        _ => json!({ "is": "closed" }),
+        StoreState::Closed => json!({ "is": "closed" }),
+        _ => json!({ "is": "unknown" }),
     }
 }
 

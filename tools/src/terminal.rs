@@ -6,7 +6,6 @@
 use std::env;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
-use std::time::Duration;
 
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -133,50 +132,9 @@ fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
-/// `12345` as `12,345`.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-/// A duration in the unit that people would use.
-pub(crate) fn duration(time: Duration) -> String {
-    match time.as_micros() {
-        micros @ 0..1_000 => format!("{micros} µs"),
-        micros @ 1_000..10_000 => format!("{:.1} ms", micros as f64 / 1e3),
-        micros @ 10_000..1_000_000 => format!("{} ms", micros / 1_000),
-        _ => format!("{:.1} s", time.as_secs_f64()),
-    }
-}
-
-/// So many bytes in MiB.
-pub(crate) fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
-/// So many a second.
-pub(crate) fn rate(count: u64, time: Duration) -> String {
-    thousands((count as f64 / time.as_secs_f64().max(1e-6)) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn figures_read_well() {
-        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1_000, 1_234_567].map(thousands));
-        let durations = [7, 1_234, 12_345, 1_234_567].map(Duration::from_micros);
-        assert_eq!(["7 µs", "1.2 ms", "12 ms", "1.2 s"], durations.map(duration));
-        assert_eq!(mebibytes(3 << 19), "1.5 MiB");
-    }
 
     #[test]
     fn without_colour_there_are_only_letters() {
