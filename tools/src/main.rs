@@ -38,7 +38,7 @@ Examples:
 
 Exit codes:
     0  done
-    1  the answer is no: check found a problem, there is no such session, the demo lost something
+    1  the answer is no: a problem, no such session or several, the demo lost something
     2  the command line is wrong
     3  the store changes too fast to be looked at
     4  not a sessile store, or of a format that this version does not know

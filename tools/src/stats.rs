@@ -18,7 +18,8 @@ use crate::terminal::Page;
 
 pub(crate) const HELP: &str = "\
 Sessions that have expired and await the sweep are counted apart; AGE and SIZE are those of live
-sessions, and LAG is how long ago the oldest of the expired ones should have been swept.
+sessions, and LAG is how long ago the oldest of the expired ones should have been swept. COUNT is
+how many sessions the container itself says it has, expired ones included.
 
 Examples:
   sessile stats ./sessions
@@ -100,10 +101,10 @@ impl Stats {
         let number = |n: u64| Cell::both(thousands(n), n);
         let disk: u64 = store.files.iter().map(|(_, len)| len).sum();
         let log = format!(
-            "{} in {} of the log, about {} sessions",
+            "{} in {} of the log, {}",
             size(store.log_bytes),
             plural(store.log_batches, "batch", "batches"),
-            thousands(store.log_sessions),
+            plural(store.log_sessions, "session", "sessions"),
         );
         let mut facts = vec![
             ("store", Cell::text(&source.path.to_string_lossy())),

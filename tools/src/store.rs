@@ -105,6 +105,7 @@ pub(crate) fn advice(error: &anyhow::Error) -> (u8, Option<&'static str>) {
             (4, Some("name the directory that the application opens as its store"))
         }
         Some(Error::Format { .. }) => (4, Some("use the version of sessile that wrote it")),
+        Some(Error::NoContainer { .. }) => (6, Some("`sessile stats` shows which there are")),
         Some(Error::Corrupt { .. }) => {
             (6, Some("`sessile check` finds out what else is damaged; then restore a backup"))
         }
