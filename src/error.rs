@@ -41,7 +41,8 @@ pub enum Error {
     TransactionOver,
 
     /// The transaction lived too long: what it read would have to be kept for it alone. Begin
-    /// again, and do less in one transaction.
+    /// again, and do less in one transaction. After a failure of the storage it may have read what was
+    /// acknowledged as [relaxed](crate::Durability::Relaxed) and is lost: begin again.
     #[error("the snapshot is too old after {age:?}")]
     SnapshotTooOld {
         /// How long the transaction had been living when it was given up.

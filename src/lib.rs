@@ -50,7 +50,7 @@
 //!   dropped; a session that is created under its key later is another one.
 //! - **A snapshot never changes**, whatever is committed while it lives, scans included.
 //! - **What was acknowledged is durable**, and nothing is visible before it is, unless the policy says
-//!   [`Durability::Relaxed`]. If the storage fails in the middle of a commit, that is said
+//!   [`Durability::Relaxed`]; when a session was last used is always noted so. If the storage fails in the middle of a commit, that is said
 //!   ([`Error::Unknown`]), and [`Store::fate`] tells what became of it: the store recovers by itself.
 //! - **Damage is found**, never taken for data: every row and every batch has a checksum of its own.
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
@@ -65,6 +65,7 @@
 //! - A store belongs to one process at a time (others may look), and a container stays in its store for good.
 //! - Ends are told to listeners exactly once while the process lives; those of the last moment
 //!   before a crash may not be.
+//! - There is no copy to be had of a store in use. To back one up, close it and copy its directory.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
 //!
 //! # The map

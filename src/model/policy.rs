@@ -39,6 +39,9 @@ pub enum Rule {
 }
 
 /// When a commit is acknowledged.
+///
+/// One that ends a session or sets a policy is always [`Immediate`](Durability::Immediate), and one that
+/// does no more than note that sessions were used always [`Relaxed`](Durability::Relaxed).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
     /// As soon as it is written: it survives the end of the process, and that of the machine from

@@ -383,7 +383,7 @@ impl Store {
     }
 
     /// Moves what is in the commit log into the tables, now, and returns when that is done. The store
-    /// does so by itself; this is for backups and tests.
+    /// does so by itself, and when it is closed; this is for tests.
     ///
     /// # Errors
     ///

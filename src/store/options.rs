@@ -191,6 +191,8 @@ impl Options {
     /// The size of each of the two segments of the commit log, in bytes: 4 KiB to 1 GiB, a multiple of
     /// 512. Default: 64 MiB. A larger log means fewer writes for sessions that are changed often, and
     /// more to replay after a crash. No transaction may leave behind more than fits into half of one.
+    /// Both are filled when the store is made, so that it takes up as much from the start, and up to
+    /// 8 MiB more for the day that the disk is full.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes.clamp(4 << 10, 1 << 30).next_multiple_of(512);
         self

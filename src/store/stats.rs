@@ -70,7 +70,7 @@ stats! {
     expired,
     /// Listeners that failed or panicked.
     listener_failures,
-    /// Transactions that lived too long.
+    /// Transactions that lived too long, or had read what a failure of the storage took back.
     snapshots_given_up,
     /// Events that a subscriber did not take in time.
     events_dropped,

@@ -276,8 +276,8 @@ impl Transaction {
     }
 
     /// Says when this commit is to be acknowledged, whatever the containers say: the strictest of
-    /// [`Policy::durability`] holds otherwise. Commits that end a session are
-    /// [`Immediate`](Durability::Immediate) all the same.
+    /// [`Policy::durability`] holds otherwise. For some kinds of commits there is no choice: see
+    /// [`Durability`].
     ///
     /// ```
     /// # use sessile::{Durability, Policy, Store};
