@@ -29,8 +29,10 @@ use crate::store::{Session, Store, Transaction, lock};
 pub enum EndReason {
     /// Somebody ended it: [`Session::invalidate`], [`Transaction::remove`].
     Invalidated,
-    /// Nobody used it for longer than the timeout.
+    /// Nobody used it for longer than the timeout, or it had lived as long as it may.
     Expired,
+    /// It made room for another one: see [`AtLimit::EvictOldest`](crate::AtLimit::EvictOldest).
+    Evicted,
 }
 
 impl fmt::Display for EndReason {
@@ -38,6 +40,7 @@ impl fmt::Display for EndReason {
         f.write_str(match self {
             EndReason::Invalidated => "invalidated",
             EndReason::Expired => "expired",
+            EndReason::Evicted => "evicted",
         })
     }
 }
