@@ -33,6 +33,8 @@ pub enum EndReason {
     Expired,
     /// It made room for another one: see [`AtLimit::EvictOldest`](crate::AtLimit::EvictOldest).
     Evicted,
+    /// It goes on under another key, as another generation.
+    Rotated,
 }
 
 impl fmt::Display for EndReason {
@@ -41,6 +43,7 @@ impl fmt::Display for EndReason {
             EndReason::Invalidated => "invalidated",
             EndReason::Expired => "expired",
             EndReason::Evicted => "evicted",
+            EndReason::Rotated => "rotated",
         })
     }
 }
