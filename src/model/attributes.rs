@@ -19,9 +19,9 @@ use std::sync::Arc;
 use crate::model::session::{Name, Revision, Size};
 use crate::model::value::Value;
 
-/// One named value, and the revision that last wrote it.
+/// A value with the revision that last wrote it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Attribute {
+pub(crate) struct Stamped {
     pub value: Value,
     pub revision: Revision,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Attribute {
 pub(crate) struct Attributes(Option<Arc<[u8]>>);
 
 /// New attributes by name; `None`: it is removed.
-pub(crate) type Edits = BTreeMap<Name, Option<Attribute>>;
+pub(crate) type Edits = BTreeMap<Name, Option<Stamped>>;
 
 /// The name of an attribute that was changed, by which commit, and its value.
 pub(crate) type Changed<'a> = (&'a str, Revision, &'a [u8]);
@@ -104,7 +104,7 @@ impl Attributes {
         Size { attributes, bytes }
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<Attribute> {
+    pub(crate) fn get(&self, name: &str) -> Option<Stamped> {
         let part = self.find(name)?;
         Some(self.attribute(&part))
     }
@@ -118,7 +118,7 @@ impl Attributes {
         self.parts().map(|part| part.name)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, Attribute)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, Stamped)> {
         self.parts().map(|part| (part.name, self.attribute(&part)))
     }
 
@@ -137,7 +137,7 @@ impl Attributes {
                 parts.push(part);
             }
             own.next_if(|part| *part.name == **name);
-            if let Some(Attribute { value, revision }) = attribute {
+            if let Some(Stamped { value, revision }) = attribute {
                 let value = value.as_bytes();
                 parts.push(Part { name, revision: *revision, value, end: 0 });
             }
@@ -212,10 +212,10 @@ impl Attributes {
         (0..self.len()).map(|at| part(block, at))
     }
 
-    fn attribute(&self, part: &Part<'_>) -> Attribute {
+    fn attribute(&self, part: &Part<'_>) -> Stamped {
         let block = self.0.as_ref().expect("it has a part");
         let value = Value::part(Arc::clone(block), part.end - part.value.len()..part.end);
-        Attribute { value, revision: part.revision }
+        Stamped { value, revision: part.revision }
     }
 }
 
@@ -241,8 +241,8 @@ fn number(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(*number) as usize
 }
 
-impl FromIterator<(Name, Attribute)> for Attributes {
-    fn from_iter<I: IntoIterator<Item = (Name, Attribute)>>(attributes: I) -> Self {
+impl FromIterator<(Name, Stamped)> for Attributes {
+    fn from_iter<I: IntoIterator<Item = (Name, Stamped)>>(attributes: I) -> Self {
         let edits = attributes.into_iter().map(|(name, attribute)| (name, Some(attribute)));
         Self::new().edited(&edits.collect())
     }
@@ -260,8 +260,8 @@ mod tests {
 
     use super::*;
 
-    fn attribute() -> impl Strategy<Value = Attribute> {
-        (any::<i64>(), any::<u64>()).prop_map(|(value, revision)| Attribute {
+    fn attribute() -> impl Strategy<Value = Stamped> {
+        (any::<i64>(), any::<u64>()).prop_map(|(value, revision)| Stamped {
             value: Value::of(&value).expect("a number"),
             revision: Revision(revision),
         })
@@ -289,7 +289,7 @@ mod tests {
                     };
                 }
             }
-            let shown = |(name, attribute): (&Name, &Attribute)| (name.to_string(), attribute.clone());
+            let shown = |(name, stamped): (&Name, &Stamped)| (name.to_string(), stamped.clone());
             let expected: Vec<_> = map.iter().map(shown).collect();
             let found: Vec<_> = attributes.iter().map(|(name, a)| (name.to_owned(), a)).collect();
             prop_assert_eq!(found, expected);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::attributes::{Attribute, Attributes};
+use crate::model::attributes::{Attributes, Stamped};
 use crate::model::clock::Time;
 use crate::model::session::{Name, Revision, Size};
 use crate::model::value::{Op, Value};
@@ -142,7 +142,7 @@ impl Changes {
         };
         let edit = |(name, write): (&Name, &Write)| {
             let value = write.apply(base.get(name).map(|attribute| attribute.value));
-            (Arc::clone(name), value.map(|value| Attribute { value, revision }))
+            (Arc::clone(name), value.map(|value| Stamped { value, revision }))
         };
         base.edited(&self.writes.iter().map(edit).collect())
     }

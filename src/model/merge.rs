@@ -28,7 +28,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ConflictReason, Error};
-use crate::model::attributes::{Attribute, Attributes, Edits};
+use crate::model::attributes::{Attributes, Edits, Stamped};
 use crate::model::change::{Changes, Write, merge_all};
 use crate::model::clock::Time;
 use crate::model::policy::{Policy, Rule};
@@ -219,7 +219,7 @@ pub(crate) fn merge(
     let mut record = stored.clone();
     record.revision = revision;
     record.last_modified = stored.last_modified.max(changes.modified);
-    let stamp = |value| Attribute { value, revision };
+    let stamp = |value| Stamped { value, revision };
     match &rules.policy.resolver {
         Some(resolver) => {
             let proposed = Record {
@@ -298,11 +298,11 @@ fn by_rule(
     checked: bool,
     rules: Rules<'_>,
     revision: Revision,
-) -> Result<Option<Attribute>, Refusal> {
+) -> Result<Option<Stamped>, Refusal> {
     let (before, kept) = (base.attributes.get(name), stored.attributes.get(name));
     let base = before.as_ref().map(|attribute| &attribute.value);
     let stored = kept.as_ref().map(|attribute| &attribute.value);
-    let stamp = |value: Value| Attribute { value, revision };
+    let stamp = |value: Value| Stamped { value, revision };
     let conflict = || Refusal::Conflict(ConflictReason::Attribute(name.to_string()));
     match rules.policy.rule_of(name) {
         Rule::Checked if checked => Err(conflict()),
@@ -373,7 +373,7 @@ fn ask_session(
         None => return Err(refuse(ResolverTrouble::Missing)),
     };
     let restamp = |state: &Record| {
-        let stamped = |(name, was): (&str, Attribute)| (name.into(), Attribute { revision, ..was });
+        let stamped = |(name, was): (&str, Stamped)| (name.into(), Stamped { revision, ..was });
         state.attributes.iter().map(stamped).collect()
     };
     match answer {
@@ -382,7 +382,7 @@ fn ask_session(
         Resolution::Proposed => Ok(restamp(proposed)),
         Resolution::New(attributes) => Ok(attributes
             .into_iter()
-            .map(|(name, value)| (name.into(), Attribute { value, revision }))
+            .map(|(name, value)| (name.into(), Stamped { value, revision }))
             .collect()),
         Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::model::attributes::Attribute;
+use crate::model::attributes::Stamped;
 use crate::model::clock::Time;
 use crate::model::container::Place;
 use crate::model::draft::Life;
@@ -308,7 +308,7 @@ impl Session {
     /// Those of every call.
     pub fn iter(&self) -> Result<impl Iterator<Item = (String, Value)> + use<>, Error> {
         let attributes = self.with(|life, _| life.read_all())?;
-        let owned = |(name, attribute): (&str, Attribute)| (name.to_owned(), attribute.value);
+        let owned = |(name, attribute): (&str, Stamped)| (name.to_owned(), attribute.value);
         Ok(attributes.iter().map(owned).collect::<Vec<_>>().into_iter())
     }
 

@@ -14,7 +14,7 @@ use twox_hash::XxHash3_64;
 use super::generation::Dated;
 use crate::engine::{Commit, SessionChange};
 use crate::error::Error;
-use crate::model::attributes::{Attribute, Attributes};
+use crate::model::attributes::{Attributes, Stamped};
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::key::Key;
@@ -180,8 +180,8 @@ impl TimesBytes {
 }
 
 impl AttributeBytes<'_> {
-    fn attribute(&self) -> Attribute {
-        Attribute { value: Value::from_bytes(self.value), revision: Revision(self.revision) }
+    fn attribute(&self) -> Stamped {
+        Stamped { value: Value::from_bytes(self.value), revision: Revision(self.revision) }
     }
 }
 
@@ -593,7 +593,7 @@ mod tests {
                         .into_iter()
                         .map(|(name, revision, value)| {
                             let value = Value::of(&value).expect("an integer");
-                            (name.into(), Attribute { value, revision: Revision(revision) })
+                            (name.into(), Stamped { value, revision: Revision(revision) })
                         })
                         .collect(),
                     extras: None,
@@ -781,7 +781,7 @@ mod tests {
                 lapses: lapses.collect(),
             };
             let value = Value::of(&0).expect("a number");
-            let attribute = Attribute { value, revision };
+            let attribute = Stamped { value, revision };
             let edits = names.map(|n| (format!("{n:0250}").into(), Some(attribute.clone())));
             Some(Arc::new(Record {
                 id: SessionId(u128::MAX),
