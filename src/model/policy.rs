@@ -126,9 +126,8 @@ pub struct Policy {
     pub depth_max: usize,
     /// How many bytes a key may have; 1,024 at the most.
     pub key_bytes_max: usize,
-    /// When a commit that changes sessions here is acknowledged. Commits that only touch sessions are
-    /// [`Relaxed`](Durability::Relaxed) whatever this says, and commits that end a session are
-    /// [`Immediate`](Durability::Immediate).
+    /// When a commit that changes sessions here is acknowledged, unless there is no choice: see
+    /// [`Durability`].
     pub durability: Durability,
     /// The merge rules of attributes, by name.
     pub rules: BTreeMap<String, Rule>,

@@ -423,7 +423,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the storage reports. Everything that was acknowledged is durable all the same.
+    /// What the storage reports. Everything that was acknowledged is durable all the same, but for
+    /// the last of what was [relaxed](crate::Durability::Relaxed).
     pub fn close(self) -> Result<Stats, Error> {
         match &self.running {
             Some(running) => running.stop()?,

@@ -25,10 +25,11 @@ use crate::store::workspace::Workspace;
 /// # What is a read
 ///
 /// Two transactions that write the same attribute conflict only if the second has *read* it
-/// before. [`get`](Session::get), [`contains`](Session::contains), [`take`](Session::take),
-/// [`update`](Session::update) and [`entry`](Session::entry) read one attribute; [`keys`](Session::keys), [`len`](Session::len),
-/// [`is_empty`](Session::is_empty) and [`iter`](Session::iter) read them all. Everything else reads
-/// nothing, and neither does reading back what this transaction wrote.
+/// before. [`get`](Session::get), [`value`](Session::value), [`contains`](Session::contains),
+/// [`take`](Session::take), [`update`](Session::update) and [`entry`](Session::entry) read one
+/// attribute; [`keys`](Session::keys), [`len`](Session::len), [`is_empty`](Session::is_empty) and
+/// [`iter`](Session::iter) read them all. Everything else reads nothing, and neither does reading back
+/// what this transaction wrote.
 ///
 /// # Errors
 ///
