@@ -67,8 +67,13 @@ fn run(Arguments { quick, sessions, .. }: Arguments) -> io::Result<()> {
     let other = lock.lines().map(|line| line.split('-').rev().collect::<Vec<_>>().join("-") + "\n");
     fs::write(power.join("lock"), other.collect::<String>())?;
     sessile.store.close().map_err(io::Error::other)?;
-    say(format_args!("\n{sessions} sessions of some 400 bytes, {commits} commits after the last fold"));
-    say(format_args!("{:<10}{:>12}{:>12}{:>18}", "ending", "log bytes", "open ms", "first commit ms"));
+    say(format_args!(
+        "\n{sessions} sessions of some 400 bytes, {commits} commits after the last fold"
+    ));
+    say(format_args!(
+        "{:<10}{:>12}{:>12}{:>18}",
+        "ending", "log bytes", "open ms", "first commit ms"
+    ));
     for (ending, path, log_bytes) in
         [("clean", &original, 0), ("killed", &killed, log_bytes), ("power", &power, log_bytes)]
     {

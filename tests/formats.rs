@@ -20,7 +20,7 @@ fn fixtures() -> PathBuf {
 fn open(path: &Path) -> Store {
     let clock = ManualClock::new(Time::from_secs(START + 60));
     let options = Options::new().clock(clock).sweep_every(None).seed(7).segment_bytes(4 << 10);
-    options.fold_inline().open(path).unwrap()
+    options.fold_inline(1).open(path).unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {

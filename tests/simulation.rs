@@ -298,6 +298,11 @@ fn rotten_files() {
                     victim.files().into_iter().find(|file| file.0 == name).expect("it was listed");
                 rot.apply(image.content_mut(node), unit, &mut chance);
                 let outcome = rot::examine(&victim, image.clone(), chance.one_in(4))?;
+                if let Outcome::Earlier(lost) = outcome
+                    && lost > rot.lost_max()
+                {
+                    return Err(format!("{lost} commits are missing, and nobody is told").into());
+                }
                 // redb looks for a key without verifying the pages on its way. Who asks for all of
                 // them to be verified is told.
                 if outcome >= Outcome::Silent {
@@ -310,7 +315,7 @@ fn rotten_files() {
             },
         );
         if let Some(outcome) = examined {
-            suite.outcome(format!("{outcome:?}").to_lowercase());
+            suite.outcome(outcome.word());
         }
     });
     suite.finish();

@@ -47,7 +47,7 @@ pub struct Options {
     disk: Arc<dyn Disk>,
     segment_bytes: u64,
     verify: bool,
-    fold_inline: bool,
+    fold_inline: Option<u64>,
 }
 
 impl Default for Options {
@@ -78,7 +78,7 @@ impl Options {
             disk: Arc::new(LocalDisk),
             segment_bytes: 64 << 20,
             verify: false,
-            fold_inline: false,
+            fold_inline: None,
         }
     }
 
@@ -220,11 +220,11 @@ impl Options {
         self
     }
 
-    /// Moves the commit log into the tables on the committer's thread and not in the background, so
-    /// that a simulated disk sees the same operations each time.
+    /// Moves the commit log into the tables on the committer's thread and not in the background, after
+    /// so many batches, so that a simulated disk sees the same operations each time.
     #[doc(hidden)]
-    pub fn fold_inline(mut self) -> Self {
-        self.fold_inline = true;
+    pub fn fold_inline(mut self, every: u64) -> Self {
+        self.fold_inline = Some(every);
         self
     }
 

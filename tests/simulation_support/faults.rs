@@ -32,7 +32,8 @@ impl Run {
     }
 
     fn begin(&self) -> World {
-        let setup = Setup { memory_max: 32 << 10, ..Setup::default() };
+        let fold_every = if self.seed.is_multiple_of(2) { 1 } else { 4 };
+        let setup = Setup { memory_max: 32 << 10, fold_every, ..Setup::default() };
         World::empty(setup, self.seed, true)
     }
 

@@ -11,7 +11,7 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::chance::Chance;
@@ -61,13 +61,16 @@ struct Version {
     at: At,
     /// It was cut off with the end of its file.
     is_cut_off: bool,
-    /// The whole of it was written.
+    /// The whole of it was written, or may be spoilt.
     is_whole: bool,
     sector: Arc<Sector>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct FileState {
+    /// A write that covers a part of a sector may spoil the rest of it. redb counts on the opposite for
+    /// the first bytes of its file, so this is for the files of the log.
+    spoils: bool,
     durable: Content,
     /// What reads show.
     cache: Content,
@@ -115,6 +118,10 @@ enum State {
     Directory(DirectoryState),
 }
 
+fn is_log(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with("log-")
+}
+
 /// See above.
 #[derive(Clone, Debug)]
 pub(crate) struct Platter {
@@ -139,7 +146,16 @@ impl Platter {
                 ..DirectoryState::default()
             }),
         };
-        let nodes = image.nodes.iter().map(state).collect();
+        let mut nodes: Vec<_> = image.nodes.iter().map(state).collect();
+        let names = image.nodes.iter().filter_map(|held| match held {
+            Held::Directory(names) => Some(names.iter().filter(|(name, _)| is_log(name))),
+            Held::File(_) => None,
+        });
+        for (_, node) in names.flatten() {
+            if let State::File(file) = &mut nodes[*node] {
+                file.spoils = true;
+            }
+        }
         Platter { nodes, at: 0, lies: 0, synced: VecDeque::new() }
     }
 
@@ -158,7 +174,10 @@ impl Platter {
                 assert_eq!(*node, self.nodes.len(), "nodes are numbered");
                 self.nodes.push(match is_directory {
                     true => State::Directory(DirectoryState::default()),
-                    false => State::File(FileState::default()),
+                    false => {
+                        let spoils = is_log(name);
+                        State::File(FileState { spoils, ..FileState::default() })
+                    }
                 });
                 let change = Change::Make { name: name.clone(), node: *node };
                 self.directory(*directory).changes.push((at, change));
@@ -332,7 +351,7 @@ impl FileState {
             if now == before && !is_dirty && self.durable.sector(sector) == now {
                 continue;
             }
-            let is_whole = offset <= sector * size && (sector + 1) * size <= end;
+            let is_whole = self.spoils || offset <= sector * size && (sector + 1) * size <= end;
             let version = Version { at, is_cut_off: false, is_whole, sector: Arc::new(now) };
             self.dirty.entry(sector).or_default().push(version);
         }

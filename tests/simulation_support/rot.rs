@@ -126,6 +126,16 @@ impl Rot {
         }
     }
 
+    /// How many of the last commits may be missing silently: each batch proves those before it, so only
+    /// the last one can be taken for one that was cut off in the middle, and what it proves with it.
+    pub(crate) fn lost_max(self) -> usize {
+        match self {
+            Rot::Bit(_) | Rot::Zeros(_) | Rot::Noise(_) | Rot::Copy { .. } => 1,
+            Rot::Swap(..) => 2,
+            Rot::Cut(_) => usize::MAX,
+        }
+    }
+
     pub(crate) fn apply(self, content: &mut Content, size: usize, chance: &mut Chance) {
         let unit = |content: &Content, nth: u64| {
             let mut bytes = vec![0; size];
@@ -164,8 +174,8 @@ impl Rot {
 pub(crate) enum Outcome {
     Whole,
     /// An earlier state is there: the end of the log is lost, which is what a power cut in the last
-    /// commits would have left too.
-    Earlier,
+    /// commits would have left too. So many commits are missing.
+    Earlier(usize),
     /// An error says so at open.
     Refused,
     /// An error says so when it is read.
@@ -177,6 +187,16 @@ pub(crate) enum Outcome {
     /// The same, of sessions that show what they were once: a page that is out of date stands in the
     /// place of a newer one.
     Stale,
+}
+
+impl Outcome {
+    /// For counting.
+    pub(crate) fn word(self) -> String {
+        match self {
+            Outcome::Earlier(_) => "earlier".to_owned(),
+            other => format!("{other:?}").to_lowercase(),
+        }
+    }
 }
 
 /// Opens a damaged store and looks. No value may be there that was not there before; what is missing
@@ -266,7 +286,7 @@ impl Victim {
         Ok(match states.iter().enumerate().rev().position(is_there) {
             _ if outcome == Outcome::Stale => Outcome::Stale,
             Some(0) => outcome,
-            Some(_) => outcome.max(Outcome::Earlier),
+            Some(lost) => outcome.max(Outcome::Earlier(lost)),
             None if is_told => outcome.max(Outcome::Reported),
             None => Outcome::Silent,
         })

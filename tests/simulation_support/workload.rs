@@ -17,6 +17,7 @@ pub(crate) fn setup(chance: &mut Chance) -> Setup {
     Setup {
         segment_bytes: *chance.pick(&[4096, 4096, 4096, 4096, 8192, 16_384, 65_536]),
         memory_max: *chance.pick(&[64 << 10, 1 << 20]),
+        fold_every: *chance.pick(&[1, 1, 4, 16]),
         clock_ahead_max: None,
     }
 }

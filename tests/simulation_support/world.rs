@@ -44,13 +44,15 @@ pub(crate) type Disk = SimDisk<Knowledge>;
 pub(crate) struct Setup {
     pub(crate) segment_bytes: u64,
     pub(crate) memory_max: usize,
+    /// How many batches the log may be ahead of the tables when it need not be.
+    pub(crate) fold_every: u64,
     /// How far the clock may jump ahead and be believed; any distance if nothing is said.
     pub(crate) clock_ahead_max: Option<Duration>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { segment_bytes: 4096, memory_max: 1 << 20, clock_ahead_max: None }
+        Setup { segment_bytes: 4096, memory_max: 1 << 20, fold_every: 1, clock_ahead_max: None }
     }
 }
 
@@ -193,7 +195,7 @@ impl World {
             .disk(self.disk.clone())
             .segment_bytes(self.setup.segment_bytes)
             .memory_max(self.setup.memory_max)
-            .fold_inline()
+            .fold_inline(self.setup.fold_every)
             .sweep_every(None)
             // Of a clock that the world turns: only `resume` does.
             .sync_delay(Duration::from_millis(1))

@@ -61,10 +61,12 @@ impl Shared {
     }
 
     pub(super) fn fold_if_inline(&self) {
-        if self.settings.fold_inline {
-            // It has been told of, and is tried again with the next commit.
-            let _ = self.look_after().and_then(|()| self.fold_frozen());
-        }
+        let Some(every) = self.settings.fold_inline else { return };
+        // It has been told of, and is tried again later.
+        let _ = self.look_after().and_then(|()| {
+            let occasions = self.occasions.fetch_add(1, Ordering::Relaxed) + 1;
+            if occasions.is_multiple_of(every) { self.fold_frozen() } else { Ok(()) }
+        });
     }
 
     /// Opens the tables again where reads fail.
@@ -204,7 +206,7 @@ impl Shared {
             if is_frozen && state.frozen.is_empty() {
                 return Ok(());
             }
-            if self.settings.fold_inline {
+            if self.settings.fold_inline.is_some() {
                 drop(state);
                 self.fold_frozen().and_then(|()| self.provide())?;
                 continue;

@@ -62,8 +62,9 @@ pub(crate) struct Settings {
     pub dirty_bytes_max: usize,
     /// Verify all pages of the tables before they are used.
     pub verify: bool,
-    /// Fold on the committer's thread, so that a simulation is the same each time.
-    pub fold_inline: bool,
+    /// Fold on the committer's thread, after every so many batches, so that a simulation is the same
+    /// each time.
+    pub fold_inline: Option<u64>,
     /// Drawn for the case that the store is new.
     pub id: u128,
 }
@@ -87,6 +88,8 @@ struct Shared {
     folding: AtomicBool,
     fold_failures: AtomicU64,
     recoveries: AtomicU64,
+    /// How often there was an occasion to fold on the committer's thread.
+    occasions: AtomicU64,
     /// What was replayed, if the store was not closed the last time: batches and sessions. Then what
     /// lies in the tables is worth a look.
     replayed: Option<(u64, u64)>,
@@ -156,7 +159,7 @@ impl Met {
     /// Whether views that have ended are exchanged by themselves.
     fn is_looked_after(&self) -> bool {
         let shared = self.shared.get().and_then(Weak::upgrade);
-        shared.is_some_and(|shared| !shared.settings.fold_inline)
+        shared.is_some_and(|shared| shared.settings.fold_inline.is_none())
     }
 
     fn damage(&self, place: Place) {
@@ -203,9 +206,10 @@ impl Engine for Embedded {
             listener.notice(Notice::Recovered { batches, sessions });
         }
         let _ = shared.listener.set(listener);
-        if shared.settings.fold_inline {
+        if shared.settings.fold_inline.is_some() {
             shared.provide_reserve();
-            return shared.fold_frozen();
+            shared.fold_if_inline();
+            return Ok(());
         }
         let folder = threads::spawn("fold", move || shared.run())?;
         *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
@@ -359,7 +363,7 @@ impl Shared {
                 self.changed.notify_all();
                 continue;
             }
-            if self.settings.fold_inline {
+            if self.settings.fold_inline.is_some() {
                 drop(state);
                 self.fold_frozen().and_then(|()| self.provide()).map_err(Failure::Refused)?;
                 state = self.lock();

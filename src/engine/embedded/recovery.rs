@@ -90,7 +90,7 @@ pub(super) fn open(
     let epoch = batches.epoch.max(meta.epoch) + 1;
     let active = provide()?;
     // The second one can wait, unless everything is to happen in a fixed order.
-    let free = match clean || settings.fold_inline {
+    let free = match clean || settings.fold_inline.is_some() {
         true => Some(provide()?),
         false => None,
     };
@@ -164,6 +164,7 @@ pub(super) fn open(
         folding: false.into(),
         fold_failures: 0.into(),
         recoveries: 0.into(),
+        occasions: 0.into(),
         levels: Mutex::default(),
         replayed: (!clean).then_some((batches.chain.len() as u64, changed)),
     };

@@ -416,7 +416,7 @@ mod tests {
             segment_bytes: 4 << 10,
             dirty_bytes_max: 1 << 20,
             verify: false,
-            fold_inline,
+            fold_inline: fold_inline.then_some(1),
             id: 1,
         };
         Embedded::open(path, Mode::Open, settings).unwrap().0
