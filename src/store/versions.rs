@@ -480,9 +480,10 @@ impl Versions {
                 let Some(resident) = sessions.get_mut(place) else { return false };
                 let (from, session) = &resident.history.newest;
                 if *from > settled || !resident.history.older.is_empty() {
-                    let before = || resident.history.older.back()?.1.as_ref();
-                    let record = session.as_ref().or_else(before);
-                    *earliest = record.map_or(NEVER, |record| record.bucket).min(*earliest);
+                    // The newest may come to nothing.
+                    let older = resident.history.older.iter().map(|(_, session)| session);
+                    let buckets = older.chain([session]).flatten().map(|record| record.bucket);
+                    *earliest = buckets.min().unwrap_or(NEVER).min(*earliest);
                     return true;
                 }
                 resident.listed = false;
@@ -608,4 +609,52 @@ impl Versions {
 fn weight(session: &Session) -> usize {
     const PLACE: usize = 200;
     PLACE + session.as_ref().map_or(0, |record| record.weight())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::SessionChange;
+    use crate::engine::memory::Memory;
+    use crate::model::attributes::Attributes;
+    use crate::model::clock::Time;
+    use crate::model::key::Key;
+    use crate::model::session::SessionId;
+
+    fn filed(revision: u64, bucket: u64, before: &Session) -> Commit {
+        let record = Arc::new(Record {
+            id: SessionId(1),
+            revision: Revision(revision),
+            created: Time::from_secs(1),
+            last_accessed: Time::from_secs(1),
+            last_modified: None,
+            slice_end: Time::from_secs(1),
+            bucket,
+            attributes: Attributes::new(),
+            extras: None,
+        });
+        let place = (ContainerId(1), Key::from("ada"));
+        let change = SessionChange { place, before: before.clone(), after: Some(record) };
+        Commit { revision: Revision(revision), sessions: vec![change], containers: Vec::new() }
+    }
+
+    /// A commit in doubt that files a session later hides it from no sweep, whenever the view is
+    /// exchanged.
+    #[test]
+    fn what_is_in_doubt_hides_nobody_who_is_due() {
+        let (_memory, recovered) = Memory::open();
+        let view = recovered.view;
+        let first = Revision(1);
+        let versions =
+            Versions::new(Arc::clone(&view), Revision(0), Vec::new(), Vec::new(), 1 << 20);
+        let created = filed(1, 50, &None);
+        versions.stage(&created);
+        versions.stage(&filed(2, 100, &created.sessions[0].after));
+        versions.checkpoint(view, Revision(0), first);
+        let due = || versions.due(ContainerId(1), first, 60, &first_row(), 9).unwrap().0;
+        let ada = vec![(50, Key::from("ada"))];
+        assert_eq!(due(), ada);
+        versions.unstage(first);
+        assert_eq!(due(), ada);
+    }
 }
