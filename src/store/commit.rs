@@ -50,6 +50,7 @@ use crate::model::session::{CommitId, Revision};
 use crate::store::core::Core;
 use crate::store::events::Event;
 use crate::store::listeners::{EndBatch, EndReason};
+use crate::store::lock;
 use crate::store::outcome::{Reply, Report};
 use crate::store::round::Round;
 use crate::store::stats::Counters;
@@ -186,6 +187,9 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
         let verdicts = answering.into_iter().flatten();
         verdicts.for_each(|(reply, verdict)| reply.send(verdict));
     });
+    if let Ok(waker) = &waker {
+        lock(&core.threads).push(waker.thread().id());
+    }
     let mut committer = Committer {
         core,
         engine,

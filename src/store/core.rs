@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::task::Waker;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     pub anyone_without_room: AtomicBool,
     /// Snapshots after the first and before the second of each pair have seen what was taken back.
     pub revoked: RwLock<Vec<(Revision, Revision)>>,
+    /// The threads of the store on which what is not its own may run: they must not wait for themselves.
+    pub threads: Mutex<Vec<ThreadId>>,
     /// The failure of the storage that was not over when the store was closed.
     pub fence: OnceLock<Error>,
 }
@@ -101,6 +104,11 @@ impl Core {
             false => Ok(()),
             true => Err(Error::Closed),
         }
+    }
+
+    /// Whether this thread ends with the store.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        lock(&self.threads).contains(&thread::current().id())
     }
 
     /// Takes no more commits; those that are queued are finished.

@@ -195,11 +195,6 @@ impl Ends {
         progress.committed - progress.delivered
     }
 
-    /// Whether this is the thread that delivers, which must not wait for itself.
-    pub(crate) fn is_courier(&self) -> bool {
-        lock(&self.progress).is_of_this_thread()
-    }
-
     /// Returns when every end committed so far has been delivered; at once on the thread that
     /// delivers, which would wait for itself.
     pub(crate) fn settle(&self) {

@@ -169,6 +169,7 @@ impl Store {
             without_room: Mutex::default(),
             anyone_without_room: false.into(),
             revoked: RwLock::default(),
+            threads: Mutex::default(),
             fence: OnceLock::new(),
         });
         core.engine.start(Arc::new(Told(Arc::downgrade(&core))))?;
@@ -193,6 +194,9 @@ impl Store {
                 housekeeper::run(&core, every, &stopped)
             })?);
         }
+        let Threads { housekeeper, committer, courier, .. } = &*threads;
+        let own = [housekeeper, committer, courier].into_iter().flatten();
+        lock(&running.core.threads).extend(own.map(|thread| thread.thread().id()));
         drop(threads);
         Ok(Store { core: Arc::clone(&running.core), doors, running: Some(running) })
     }
@@ -454,33 +458,47 @@ impl fmt::Debug for Store {
 }
 
 impl Running {
-    /// Ends the threads in the order in which they feed each other.
     fn stop(&self) -> Result<(), Error> {
-        if self.core.ends.is_courier() {
+        if self.core.is_own_thread() {
             self.core.refuse();
             return Ok(());
         }
         let mut threads = lock(&self.threads);
-        let Threads { housekeeping, housekeeper, committer, courier } =
-            std::mem::take(&mut *threads);
+        std::mem::take(&mut *threads).stop(&self.core)
+    }
+}
+
+impl Threads {
+    /// Ends the threads in the order in which they feed each other, and closes the files.
+    fn stop(self, core: &Core) -> Result<(), Error> {
+        let Threads { housekeeping, housekeeper, committer, courier } = self;
         drop(housekeeping);
         join(housekeeper);
         // Listeners may still use the store for what has ended so far.
-        self.core.ends.settle();
-        self.core.refuse();
+        core.ends.settle();
+        core.refuse();
         join(committer);
-        self.core.ends.close();
+        core.ends.close();
         join(courier);
         // What has been seen to expire must stay expired, even if the clock is set back meanwhile.
-        self.core.engine.close(self.core.now())?;
-        self.core.fence.get().map_or(Ok(()), |error| Err(error.share()))
+        core.engine.close(core.now())?;
+        core.fence.get().map_or(Ok(()), |error| Err(error.share()))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let core = Arc::clone(&self.core);
+        let is_own_thread = core.is_own_thread();
         // Nobody is left to be told.
-        let _ = self.stop();
+        let stop = move || drop(threads.stop(&core));
+        match is_own_thread {
+            // A listener, or a task that was woken, had the last handle: this thread cannot wait for
+            // itself.
+            true => drop(threads::spawn("close", stop)),
+            false => stop(),
+        }
     }
 }
 

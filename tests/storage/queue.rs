@@ -197,3 +197,37 @@ fn requests_that_keep_coming_do_not_put_off_the_recovery() {
     wait_for(&events, |event| matches!(event, Event::StorageRecovered { .. }).then_some(()));
     assert_eq!(got(&store, &shop, "ada"), Some(9));
 }
+
+/// Drops what it keeps when it is woken, as an executor does that is gone already.
+struct Forsaken(Mutex<Option<Store>>);
+
+impl Wake for Forsaken {
+    fn wake(self: Arc<Self>) {
+        drop(self.0.lock().unwrap().take());
+    }
+}
+
+/// The last handle of a store may go on a thread of the store's own: it is closed all the same.
+#[test]
+fn a_store_may_be_dropped_by_whom_it_wakes() {
+    for others in [0, 50] {
+        let place = Place::new();
+        let store = place.open();
+        let shop = shop(&store);
+        put(&store, &shop, "ada", 0).unwrap();
+        let gate = place.disk.gate(Operation::Sync, "log-");
+        let held = putting(&store, &shop, "ada", 1).commit_async();
+        gate.wait();
+        let mut last = putting(&store, &shop, "ada", 2).commit_async();
+        let others: Vec<_> =
+            (0..others).map(|n| putting(&store, &shop, &n.to_string(), n).commit_async()).collect();
+        let waker = Waker::from(Arc::new(Forsaken(Mutex::new(Some(store)))));
+        assert!(poll(&mut last, &waker).is_pending());
+        gate.open();
+        verdict(held).unwrap();
+        others.into_iter().for_each(|commit| drop(verdict(commit).unwrap()));
+        until("it is closed", || place.options().open(&place.path).is_ok());
+        let store = place.open();
+        assert_eq!(got(&store, &store.container("shop").unwrap(), "ada"), Some(2));
+    }
+}
