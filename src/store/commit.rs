@@ -271,14 +271,29 @@ impl Committer<'_> {
         let mut works = Vec::with_capacity(requests.len());
         let mut verdicts = Vec::with_capacity(requests.len());
         while let Some(Request { work, reply }) = requests.pop_front() {
-            verdicts.push((reply, round.judge(&work)));
+            let verdict = round.judge(&work);
+            if round.has_overflowed {
+                requests.push_front(Request { work, reply });
+                break;
+            }
+            verdicts.push((reply, verdict));
             works.push(work);
             if round.is_full() {
                 break;
             }
         }
-        let Round { now, commits, ended, started, revision, made, durability, only_ends, .. } =
-            round;
+        let Round {
+            now,
+            commits,
+            ended,
+            started,
+            revision,
+            made,
+            durability,
+            only_ends,
+            has_overflowed,
+            ..
+        } = round;
         if commits.is_empty() {
             return self.answer(verdicts);
         }
@@ -315,6 +330,10 @@ impl Committer<'_> {
             }
             Err(Failure::Refused(error)) => {
                 core.versions.unstage(core.snapshots.published());
+                // Some of it was for the one who is to be judged again.
+                if has_overflowed && let Some(request) = requests.pop_front() {
+                    request.reply.send(Err(error.share()));
+                }
                 // Those who wanted nothing written are as unlucky: they may have seen the batch.
                 verdicts.into_iter().for_each(|(reply, _)| reply.send(Err(error.share())));
             }

@@ -41,6 +41,8 @@ pub(crate) struct Round<'a> {
     /// What the commits weigh, and what a batch may.
     weight: usize,
     weight_max: usize,
+    /// A request asked for more than is left, and is to be judged again when the batch is written.
+    pub has_overflowed: bool,
     /// What it may weigh with more in it than ends: less where the disk is full.
     room: usize,
     /// Whether there is nothing but ends in it.
@@ -81,6 +83,7 @@ impl<'a> Round<'a> {
             durability: Durability::Relaxed,
             weight: 0,
             weight_max: engine.weight_max(),
+            has_overflowed: false,
             room: engine.room(),
             only_ends: true,
         }
@@ -327,7 +330,9 @@ impl<'a> Round<'a> {
             let max = self.weight_max as u64;
             return Err(Error::Limit { limit: LimitKind::TransactionBytes, max });
         }
-        if kind != Kind::Ends && self.weight + weight > self.room {
+        // Only after other commits of the same request: before it there is room for one, however large.
+        self.has_overflowed = self.weight + weight > self.weight_max.saturating_mul(2);
+        if self.has_overflowed || kind != Kind::Ends && self.weight + weight > self.room {
             return Err(Error::Full);
         }
         self.only_ends &= kind == Kind::Ends;

@@ -214,3 +214,37 @@ fn seed() -> u64 {
         Err(_) => rand::make_rng::<StdRng>().random(),
     }
 }
+
+/// Settings that keep sessions for longer end those that have expired first. However many these are in
+/// all containers together, nobody is refused for it.
+#[test]
+fn what_ends_before_new_settings_may_be_more_than_a_batch() {
+    let place = Place::new();
+    let clock = ManualClock::new(Time::from_secs(1_000_000_800));
+    let options = place.options().segment_bytes(16 << 10).clock(clock.clone());
+    let store = options.open(&place.path).unwrap();
+    let policy = |minutes| Policy::new().timeout_mins(minutes).key_bytes_max(1_000);
+    let shops: Vec<_> = (0..3)
+        .map(|n: u64| store.container_with(&format!("shop {n}"), policy(20)).unwrap())
+        .collect();
+    for shop in &shops {
+        (0..6).for_each(|n| put(&store, shop, &format!("{n:0>1000}"), n).map(|_| ()).unwrap());
+    }
+    clock.advance_secs(3_600);
+    put(&store, &shops[0], "ada", 1).unwrap();
+    let gate = place.disk.gate(Operation::Sync, "log-");
+    let held = putting(&store, &shops[0], "ada", 2).commit_async();
+    gate.wait();
+    let settings = store.begin().unwrap();
+    shops.iter().for_each(|shop| settings.set_policy(shop, policy(120)).unwrap());
+    let settings = settings.commit_async();
+    let beside = putting(&store, &shops[0], "bob", 2).commit_async();
+    gate.open();
+    verdict(held).unwrap();
+    verdict(settings).unwrap();
+    verdict(beside).unwrap();
+    let txn = store.begin().unwrap();
+    let found: Vec<_> = shops.iter().map(|shop| txn.len(shop).unwrap()).collect();
+    assert_eq!(found, [2, 0, 0]);
+    assert_eq!(store.stats().expired, 18);
+}
