@@ -378,5 +378,5 @@ impl<'a> Round<'a> {
 fn counted(state: &ContainerState, outcome: &Outcome) -> u64 {
     let ended = outcome.ends.iter().filter(|(place, ..)| place.0 == state.id).count() as u64;
     let created = outcome.created.get(&state.id).copied().unwrap_or(0);
-    (state.count + created).saturating_sub(ended)
+    state.count.saturating_add(created).saturating_sub(ended)
 }

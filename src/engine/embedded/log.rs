@@ -135,7 +135,7 @@ impl Segment {
     /// The number in a file's name, if it is one of the log.
     pub(super) fn number(name: &str) -> Option<u64> {
         let number: u64 = name.strip_prefix("log-")?.parse().ok()?;
-        (Self::name(number) == name).then_some(number)
+        (Self::name(number) == name && number < u64::MAX).then_some(number)
     }
 
     /// Makes a segment, filled and synced. The directory has still to be.

@@ -40,6 +40,9 @@ const RESERVE_BYTES: u64 = 8 << 20;
 /// How many epochs are remembered: who asks what became of a commit asks soon.
 const EPOCHS_MAX: usize = 1_024;
 
+/// No store counts so far. A number beyond it was not counted, and there would be none after it.
+const COUNTED_MAX: u64 = 1 << 62;
+
 /// No segment is larger; a file that claims to be is none of ours.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
@@ -65,6 +68,11 @@ pub(super) fn open(
 
     let segments = segments(&directory, Access::Write)?;
     let batches = Batches::read(directory.id(), &segments, folded, &directory)?;
+    let last = batches.chain.last().map_or(0, |(header, ..)| header.link.revision.0);
+    let counted = [meta.folded, meta.begun, meta.epoch, batches.epoch, last];
+    if counted.iter().any(|number| *number > COUNTED_MAX) {
+        return Err(records::corrupt("meta", "a number is greater than any can be"));
+    }
     let replayed = batches.replay(&view, &tables.containers()?, folded)?;
     let clean = meta.clean && batches.chain.is_empty();
 
@@ -414,4 +422,42 @@ pub(super) fn provide_reserve(directory: &Directory, segment_bytes: u64) -> Resu
 pub(super) fn give_up_reserve(directory: &Directory) {
     // If there is none, there is none to be had.
     let _ = directory.remove(RESERVE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::LocalDisk;
+    use super::super::{Embedded, Mode};
+    use super::*;
+
+    /// What comes next after a number that nobody has counted is not looked for.
+    #[test]
+    fn numbers_that_no_store_comes_to_are_corrupt() {
+        let above = tempfile::tempdir().unwrap();
+        let changes: [fn(&mut Meta); 3] =
+            [|meta| meta.folded = u64::MAX, |meta| meta.begun = u64::MAX, |meta| meta.epoch = !0];
+        for (n, change) in changes.into_iter().enumerate() {
+            let path = above.path().join(n.to_string());
+            let open = || {
+                let settings = Settings {
+                    disk: Arc::new(LocalDisk),
+                    segment_bytes: 8 << 10,
+                    dirty_bytes_max: 1 << 20,
+                    verify: false,
+                    fold_inline: false,
+                    id: 1,
+                };
+                Embedded::open(&path, Mode::Open, settings).map(|_| ())
+            };
+            open().unwrap();
+            let directory =
+                Directory::open(Arc::new(LocalDisk), &path, Mode::Open, StoreId(2)).unwrap();
+            let tables = Tables::open(Arc::new(directory), false).unwrap();
+            tables.set_meta(change).unwrap();
+            tables.close().unwrap();
+            drop(tables);
+            let error = open().unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+        }
+    }
 }
