@@ -20,7 +20,7 @@ use crate::store::commit::{Request, Work};
 use crate::store::events::{Event, Events};
 use crate::store::listeners::{Ends, Registered};
 use crate::store::lock;
-use crate::store::outcome::{Report, slot};
+use crate::store::outcome::{Report, slot, wake};
 use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
 use crate::store::versions::Versions;
@@ -215,7 +215,7 @@ impl Core {
     pub(crate) fn there_is_room(&self) {
         if self.anyone_without_room.swap(false, Ordering::AcqRel) {
             let waiting = std::mem::take(&mut *lock(&self.without_room));
-            waiting.into_iter().for_each(Waker::wake);
+            waiting.into_iter().for_each(wake);
         }
     }
 

@@ -1,6 +1,8 @@
 //! How a commit's verdict reaches the one who waits for it, with or without blocking a thread.
 
 use std::future::Future;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
@@ -111,9 +113,15 @@ impl Reply {
             state.waker.take()
         };
         slot.decided.notify_one();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(wake);
+    }
+}
+
+/// Wakes a task. If its executor panics over that, nobody else has to do with it.
+pub(crate) fn wake(waker: Waker) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        // Its payload may panic when it is dropped.
+        mem::forget(panic);
     }
 }
 
@@ -193,7 +201,7 @@ impl Future for Commit {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Verdict> {
         loop {
-            match std::mem::replace(&mut self.state, State::Taken) {
+            match mem::replace(&mut self.state, State::Taken) {
                 State::Taken => return Poll::Ready(Err(Error::TransactionOver)),
                 State::Decided(verdict) => return Poll::Ready(verdict),
                 State::Queued(waiting) => {

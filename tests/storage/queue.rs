@@ -231,3 +231,32 @@ fn a_store_may_be_dropped_by_whom_it_wakes() {
         assert_eq!(got(&store, &store.container("shop").unwrap(), "ada"), Some(2));
     }
 }
+
+struct Panicking;
+
+impl Wake for Panicking {
+    fn wake(self: Arc<Self>) {
+        panic!("the executor is broken");
+    }
+}
+
+/// A task that cannot be woken is nobody else's trouble.
+#[test]
+fn a_waker_that_panics_stops_nobody() {
+    let place = Place::new();
+    let store = place.options().queue_max(1).open(&place.path).unwrap();
+    let shop = shop(&store);
+    put(&store, &shop, "ada", 0).unwrap();
+    let waker = Waker::from(Arc::new(Panicking));
+    let gate = place.disk.gate(Operation::Sync, "log-");
+    let held = putting(&store, &shop, "ada", 1).commit_async();
+    gate.wait();
+    // One is woken by its verdict, and one because there is room.
+    let mut commits = ["bob", "cy"].map(|key| putting(&store, &shop, key, 1).commit_async());
+    commits.iter_mut().for_each(|commit| assert!(poll(commit, &waker).is_pending()));
+    gate.open();
+    verdict(held).unwrap();
+    commits.into_iter().for_each(|commit| drop(verdict(commit).unwrap()));
+    put(&store, &shop, "ada", 2).unwrap();
+    store.close().unwrap();
+}
