@@ -87,6 +87,7 @@ pub use engine::embedded::check::{Checked, Problem};
 pub use engine::embedded::disk::{Access, Disk, DiskFile, FileKind, LocalDisk};
 pub use engine::embedded::viewing::{StoreState, ViewedStore};
 pub use error::{Conflict, ConflictReason, Error, LimitKind};
+pub use model::attribute::{Attribute, Holds, Named, Takes};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;
 pub use model::merge::{AttributeMerge, Resolution, ResolverTrouble, SessionMerge, SessionState};
@@ -95,9 +96,9 @@ pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys, ListenerError,
-    MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept, Transaction,
-    ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
+    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys,
+    ListenerError, MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store,
+    Swept, Transaction, ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
 };
 
 /// The format of the stores that this version makes and reads. It counts formats, not releases.

@@ -68,9 +68,7 @@ fn a_clear_and_an_insert_are_one_write_to_a_rule() {
         Resolution::Proposed
     });
     let (store, shop) = with_ada(options, Policy::new());
-    for (rule, expected) in
-        [(Rule::Sum, 11 + 5), (Rule::Max, 11), (Rule::Resolver("mine".to_owned()), 6)]
-    {
+    for (rule, expected) in [(Rule::Sum, 11 + 5), (Rule::Max, 11), (Rule::resolver("mine"), 6)] {
         store.container_with("shop", Policy::new().rule("x", rule)).unwrap();
         insert(&store, &shop, "x", 1);
         let txn = store.begin().unwrap();

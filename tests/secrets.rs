@@ -56,7 +56,7 @@ fn secrets_are_not_shown() {
     let policy = Policy::new()
         .limit(1)
         .session_bytes_max(200)
-        .rule("declined", Rule::Resolver("decline".to_owned()))
+        .rule("declined", Rule::resolver("decline"))
         .on_end("fail");
     let shop = store.container_with("shop", policy).unwrap();
     let open = store.transact(|txn| {

@@ -323,7 +323,7 @@ fn a_full_queue_says_busy() {
         })
         .memory()
         .unwrap();
-    let rule = sessile::Rule::Resolver("hold".to_owned());
+    let rule = sessile::Rule::resolver("hold");
     let shop = store.container_with("shop", Policy::new().rule("a", rule)).unwrap();
     store.transact(|txn| txn.create(&shop, "ada")?.insert("a", 0)).unwrap();
     let write = |n: u64| {

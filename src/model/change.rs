@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::model::attributes::{Attributes, Stamped};
 use crate::model::clock::Time;
+use crate::model::policy::Rule;
 use crate::model::session::{Name, Revision, Size};
 use crate::model::value::{Op, Value};
 
@@ -33,7 +34,12 @@ impl Reads {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Write {
     /// Sets the attribute, or removes it.
-    Put { value: Option<Value>, checked: bool },
+    Put {
+        value: Option<Value>,
+        checked: bool,
+        /// Goes before the policy's.
+        rule: Option<Rule>,
+    },
     /// Merges with what is stored, in this order.
     Merge(Vec<Op>),
 }
@@ -64,13 +70,20 @@ impl Changes {
     }
 
     pub(crate) fn put(&mut self, name: &str, value: Option<Value>, reads: &Reads, now: Time) {
-        let checked = match self.writes.get(name) {
-            Some(Write::Put { checked, .. }) => *checked,
+        let (checked, rule) = match self.writes.get(name) {
+            Some(Write::Put { checked, rule, .. }) => (*checked, rule.clone()),
             // A clear has written this attribute already, and remembers whether it was read.
-            Some(Write::Merge(_)) | None => self.clear.is_none() && reads.contains(name),
+            Some(Write::Merge(_)) | None => (self.clear.is_none() && reads.contains(name), None),
         };
-        self.writes.insert(name.into(), Write::Put { value, checked });
+        self.writes.insert(name.into(), Write::Put { value, checked, rule });
         self.modified = Some(now);
+    }
+
+    /// Has a plain write merge by this rule, if it comes to that, and not by the policy's.
+    pub(crate) fn rule(&mut self, name: &str, wanted: &Rule) {
+        if let Some(Write::Put { rule, .. }) = self.writes.get_mut(name) {
+            *rule = Some(wanted.clone());
+        }
     }
 
     /// Adds a merging write; false, with nothing done, if what the transaction sees under the name

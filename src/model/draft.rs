@@ -26,6 +26,8 @@ pub(crate) struct Life {
     pub required: BTreeSet<Name>,
     pub touch: Option<Touch>,
     pub ended: bool,
+    /// The attribute that was not what the application expects, if it ended because of that.
+    pub unreadable: Option<Name>,
 }
 
 impl Life {
@@ -38,6 +40,7 @@ impl Life {
             required: BTreeSet::new(),
             touch: None,
             ended: false,
+            unreadable: None,
         }
     }
 

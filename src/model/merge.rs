@@ -28,6 +28,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::error::{ConflictReason, Error};
+use crate::model::attribute::Holds;
 use crate::model::attributes::{Attributes, Edits, Stamped};
 use crate::model::change::{Changes, Write, merge_all};
 use crate::model::clock::Time;
@@ -67,8 +68,8 @@ pub struct SessionState<'a>(&'a Record);
 
 impl SessionState<'_> {
     /// The value of an attribute; `None` if it is absent or no `T`.
-    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        self.value(name)?.to()
+    pub fn get<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Option<T> {
+        self.value(name.name())?.to()
     }
 
     /// The encoded value of an attribute.
@@ -239,27 +240,28 @@ pub(crate) fn merge(
         }
         None => {
             let mut edits = Edits::new();
-            let put = |name: &str, mine: Option<&Value>, checked| {
+            let put = |name: &str, mine: Plain<'_>| {
                 if !changed(name) {
-                    return Ok(mine.cloned().map(stamp));
+                    return Ok(mine.value.cloned().map(stamp));
                 }
-                by_rule(name, base, stored, mine, checked, rules, revision)
+                by_rule(name, base, stored, mine, rules, revision)
             };
             if let Some(reads) = &changes.clear {
                 // A clear is a removal of every attribute that is stored and not set again.
                 let set =
                     |name: &&str| matches!(changes.writes.get(*name), Some(Write::Put { .. }));
                 for name in names().filter(|name| !set(name)) {
-                    let left = put(name, None, reads.contains(name))?;
+                    let gone = Plain { value: None, checked: reads.contains(name), rule: None };
+                    let left = put(name, gone)?;
                     edits.insert(name.into(), left);
                 }
             }
             for (name, write) in &changes.writes {
                 let left = match write {
-                    Write::Put { value, checked } => {
+                    Write::Put { value, checked, rule } => {
                         let cleared = changes.clear.as_ref();
                         let checked = *checked || cleared.is_some_and(|reads| reads.contains(name));
-                        put(name, value.as_ref(), checked)?
+                        put(name, Plain { value: value.as_ref(), checked, rule: rule.as_ref() })?
                     }
                     Write::Merge(ops) => {
                         let cleared = edits.get(name).cloned();
@@ -289,13 +291,22 @@ pub(crate) fn merge(
     Ok(Merged { record, names })
 }
 
+/// A plain write of an attribute.
+#[derive(Clone, Copy)]
+struct Plain<'a> {
+    /// `None`: it is removed.
+    value: Option<&'a Value>,
+    checked: bool,
+    /// Goes before the policy's.
+    rule: Option<&'a Rule>,
+}
+
 /// A plain write of an attribute that somebody else has written meanwhile: what its rule says.
 fn by_rule(
     name: &str,
     base: &Record,
     stored: &Record,
-    mine: Option<&Value>,
-    checked: bool,
+    mine: Plain<'_>,
     rules: Rules<'_>,
     revision: Revision,
 ) -> Result<Option<Stamped>, Refusal> {
@@ -304,14 +315,15 @@ fn by_rule(
     let stored = kept.as_ref().map(|attribute| &attribute.value);
     let stamp = |value: Value| Stamped { value, revision };
     let conflict = || Refusal::Conflict(ConflictReason::Attribute(name.to_string()));
-    match rules.policy.rule_of(name) {
+    let Plain { value: mine, checked, rule } = mine;
+    match rule.unwrap_or_else(|| rules.policy.rule_of(name)) {
         Rule::Checked if checked => Err(conflict()),
         Rule::Checked | Rule::LastWriter => Ok(mine.cloned().map(stamp)),
         Rule::FirstWriter => Ok(kept),
         Rule::Reject => Err(conflict()),
         Rule::Resolver(resolver) => {
             let refuse = |trouble| no_answer(resolver, trouble);
-            let resolve = rules.resolvers.attributes.get(resolver);
+            let resolve = rules.resolvers.attributes.get(&**resolver);
             let resolve = resolve.ok_or_else(|| refuse(ResolverTrouble::Missing))?;
             let states = AttributeMerge { name, base, stored, proposed: mine };
             match call(resolver, || resolve(&states))? {

@@ -362,12 +362,21 @@ proptest! {
             (Rule::Union, None),
             (Rule::Append(3), None),
             (Rule::Reject, None),
-            (Rule::Resolver("missing".to_owned()), None),
+            (Rule::resolver("missing"), None),
         ] {
+            let found = |policy: &Policy, life: &Life| {
+                let merged = merged_under(policy, &base, &stored, life, 4).ok()?;
+                Some(merged.attributes.get(&name).expect("it is there").value)
+            };
+            let mut life = put(&base, mine, checked, 4);
             let policy = Policy::new().rule("n", rule.clone());
-            let result = merged_under(&policy, &base, &stored, &put(&base, mine, checked, 4), 4);
-            let found = result.ok().map(|record| record.attributes.get(&name).expect("it is there").value);
-            prop_assert_eq!(found, expected.map(value), "{:?}", rule);
+            prop_assert_eq!(found(&policy, &life), expected.map(value), "{:?}", rule);
+            // A rule that comes with the write goes before the policy's.
+            life.changes.rule(&name, &rule);
+            for other in [Rule::Reject, Rule::FirstWriter, Rule::Max] {
+                let policy = Policy::new().rule("n", other);
+                prop_assert_eq!(found(&policy, &life), expected.map(value), "{:?}", rule);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! decision that the layers above make (does this conflict, has that expired) is made here, where a
 //! test can ask it directly.
 
+pub(crate) mod attribute;
 pub(crate) mod attributes;
 pub(crate) mod change;
 pub(crate) mod clock;

@@ -1,5 +1,6 @@
 //! The settings of a container: when sessions expire, how many there may be, how writes merge.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, LimitKind};
@@ -35,7 +36,14 @@ pub enum Rule {
     /// The second writer always conflicts, even if it wrote blindly.
     Reject,
     /// A resolver of the application, registered under this name at open.
-    Resolver(String),
+    Resolver(Cow<'static, str>),
+}
+
+impl Rule {
+    /// The rule to ask the resolver of this name: for constants.
+    pub const fn resolver(name: &'static str) -> Self {
+        Rule::Resolver(Cow::Borrowed(name))
+    }
 }
 
 /// When a commit is acknowledged.
@@ -75,7 +83,8 @@ pub enum OnMismatch {
     /// The attribute is removed, and the call finds it absent.
     Drop,
     /// The session ends, and the call fails with [`Error::Ended`](crate::Error::Ended): its visitor
-    /// begins anew.
+    /// begins anew. [`Store::transact`](crate::Store::transact) runs its closure again, which then finds
+    /// no session.
     NewSession,
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde::de::DeserializeOwned;
 
+use crate::model::attribute::Holds;
 use crate::model::clock::Time;
 use crate::model::key::Key;
 use crate::model::session::{Record, SessionId};
@@ -90,8 +91,8 @@ impl EndedSession {
     }
 
     /// The last value of an attribute; `None` if it is absent or no `T`.
-    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        self.record.attributes.get(name)?.value.to()
+    pub fn get<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Option<T> {
+        self.record.attributes.get(name.name())?.value.to()
     }
 
     /// Its attributes, in the order of their names.

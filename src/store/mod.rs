@@ -9,10 +9,12 @@ mod container;
 mod core;
 mod door;
 mod events;
+mod flash;
 mod housekeeper;
 mod judge;
 mod listeners;
 mod listing;
+mod mismatch;
 mod options;
 mod outcome;
 mod pinned;
@@ -294,7 +296,15 @@ impl Store {
         let mut attempt = 1;
         loop {
             let txn = self.begin()?;
-            match work(&txn).and_then(|value| Ok((value, txn.commit()?))) {
+            let snapshot = txn.revision();
+            let done = match work(&txn) {
+                Ok(value) => {
+                    txn.commit().map(|report| (value, report))
+                }
+                Err(Error::Ended) => Err(mismatch::ended(txn.end_unreadable(), snapshot)),
+                Err(error) => Err(error),
+            };
+            match done {
                 Ok((value, report)) => return Ok(report.with(value, attempt)),
                 Err(error) if self.runs_again(&error, attempt) => {
                     thread::sleep(self.core.chance.back_off(attempt));
@@ -333,9 +343,13 @@ impl Store {
         let mut attempt = 1;
         loop {
             // The transaction is over before anything is awaited.
-            let begun = self.begin().and_then(|txn| Ok((work(&txn)?, txn.commit_async())));
-            let done = match begun {
-                Ok((value, commit)) => commit.await.map(|report| (value, report)),
+            let txn = self.begin()?;
+            let snapshot = txn.revision();
+            let done = match work(&txn) {
+                Ok(value) => txn.commit_async().await.map(|report| (value, report)),
+                Err(Error::Ended) => {
+                    Err(mismatch::ended(txn.end_unreadable_async().await, snapshot))
+                }
                 Err(error) => Err(error),
             };
             match done {

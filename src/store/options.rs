@@ -252,7 +252,7 @@ impl Options {
     ///         }
     ///     })
     ///     .memory()?;
-    /// let policy = Policy::new().rule("letter", Rule::Resolver("longer".to_owned()));
+    /// let policy = Policy::new().rule("letter", Rule::resolver("longer"));
     /// let desks = store.container_with("desks", policy)?;
     /// store.transact(|txn| txn.create(&desks, "ada").map(|_| ()))?;
     ///

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
+use crate::model::attribute::{Holds, Named, Takes};
 use crate::model::attributes::Stamped;
 use crate::model::clock::Time;
 use crate::model::container::Place;
@@ -64,14 +65,17 @@ impl Session {
         self.with(|_, _| ()).is_ok()
     }
 
-    /// Reads an attribute; `None` if it is absent.
+    /// Reads an attribute; `None` if it is absent. It is named by an [`Attribute`](crate::Attribute),
+    /// which says what it holds, or by text, as in every call.
+    ///
+    /// What happens if it holds no `T` is for the policy to say: see
+    /// [`OnMismatch`](crate::OnMismatch).
     ///
     /// # Errors
     ///
     /// [`Error::Type`] if it is no `T`, and those of every call.
-    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        let value = self.value(name)?;
-        value.map(|value| decode(name, &value)).transpose()
+    pub fn get<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Result<Option<T>, Error> {
+        Ok(self.read(name.name())?.map(|(value, _)| value))
     }
 
     /// Reads an attribute as it is encoded; `None` if it is absent.
@@ -79,8 +83,8 @@ impl Session {
     /// # Errors
     ///
     /// Those of every call.
-    pub fn value(&self, name: &str) -> Result<Option<Value>, Error> {
-        self.with(|life, _| life.read(name))
+    pub fn value(&self, name: impl Named) -> Result<Option<Value>, Error> {
+        self.with(|life, _| life.read(name.name()))
     }
 
     /// Whether there is an attribute of this name. A read.
@@ -88,7 +92,7 @@ impl Session {
     /// # Errors
     ///
     /// Those of every call.
-    pub fn contains(&self, name: &str) -> Result<bool, Error> {
+    pub fn contains(&self, name: impl Named) -> Result<bool, Error> {
         Ok(self.value(name)?.is_some())
     }
 
@@ -98,8 +102,9 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Encode`], [`Error::Limit`], and those of every call.
-    pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.put(name, Some(encode(name, &value)?))
+    pub fn insert<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        let value = encode(name.name(), &value)?;
+        self.put(name, Some(value))
     }
 
     /// Sets an attribute to a value that is encoded already.
@@ -107,7 +112,7 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Limit`], and those of every call.
-    pub fn insert_value(&self, name: &str, value: Value) -> Result<(), Error> {
+    pub fn insert_value(&self, name: impl Named, value: Value) -> Result<(), Error> {
         self.put(name, Some(value))
     }
 
@@ -116,21 +121,30 @@ impl Session {
     /// # Errors
     ///
     /// Those of every call.
-    pub fn remove(&self, name: &str) -> Result<(), Error> {
+    pub fn remove(&self, name: impl Named) -> Result<(), Error> {
         self.put(name, None)
     }
 
-    /// Reads an attribute and removes it: of two transactions that take it, one gets it.
+    /// Reads an attribute and removes it. Of two transactions that take it exactly one gets it, whatever
+    /// rule or resolver the policy has: the other conflicts, and run again finds it gone.
     ///
     /// # Errors
     ///
     /// [`Error::Type`] if it is no `T`, in which case it stays; and those of every call.
-    pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        let value = self.get(name)?;
-        if value.is_some() {
-            self.remove(name)?;
+    pub fn take<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Result<Option<T>, Error> {
+        let name = name.name();
+        while let Some((value, read)) = self.read(name)? {
+            let require = |life: &mut Life| {
+                if !life.changes.owns(name) {
+                    life.required.insert(name.into());
+                }
+            };
+            // Another thread that has a handle, too, may have been faster.
+            if self.remove_read(name, &read, require)? {
+                return Ok(Some(value));
+            }
         }
-        Ok(value)
+        Ok(None)
     }
 
     /// Reads an attribute, or its default, changes it, and writes it back. A concurrent change of
@@ -152,12 +166,13 @@ impl Session {
     /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
     pub fn update<T: DeserializeOwned + Serialize + Default>(
         &self,
-        name: &str,
+        name: impl Holds<T>,
         change: impl FnOnce(&mut T),
     ) -> Result<(), Error> {
-        let mut value = self.get(name)?.unwrap_or_default();
+        let mut value = self.read(name.name())?.map(|(value, _)| value).unwrap_or_default();
         change(&mut value);
-        self.insert(name, &value)
+        let value = encode(name.name(), &value)?;
+        self.put(name, Some(value))
     }
 
     /// One attribute, to be filled if it is absent. A read.
@@ -173,7 +188,7 @@ impl Session {
     /// assert_eq!(session.entry("theme").or_insert("dark".to_owned())?, "light");
     /// # Ok::<(), sessile::Error>(())
     /// ```
-    pub fn entry<'a>(&'a self, name: &'a str) -> Entry<'a> {
+    pub fn entry<N: Named>(&self, name: N) -> Entry<'_, N> {
         Entry { session: self, name }
     }
 
@@ -220,7 +235,7 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no number or the sum cannot be stored, [`Error::Limit`],
     /// and those of every call.
-    pub fn add(&self, name: &str, amount: impl Into<Amount>) -> Result<(), Error> {
+    pub fn add(&self, name: impl Named, amount: impl Into<Amount>) -> Result<(), Error> {
         self.merge(name, Op::Add(amount.into()), "a number with room for the sum")
     }
 
@@ -230,8 +245,9 @@ impl Session {
     ///
     /// [`Error::Type`] if the two cannot be compared, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn max(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.merge(name, Op::Max(encode(name, &value)?), "two numbers or two strings")
+    pub fn max<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        let value = encode(name.name(), &value)?;
+        self.merge(name, Op::Max(value), "two numbers or two strings")
     }
 
     /// Lowers a number or string to `value` if it is greater or absent. Merges.
@@ -240,8 +256,9 @@ impl Session {
     ///
     /// [`Error::Type`] if the two cannot be compared, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn min(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.merge(name, Op::Min(encode(name, &value)?), "two numbers or two strings")
+    pub fn min<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        let value = encode(name.name(), &value)?;
+        self.merge(name, Op::Min(value), "two numbers or two strings")
     }
 
     /// Puts an item into a set: a list without duplicates, in an order of its own. Merges.
@@ -250,8 +267,9 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn union(&self, name: &str, item: impl Serialize) -> Result<(), Error> {
-        self.merge(name, Op::Union(vec![encode(name, &item)?]), "a list")
+    pub fn union(&self, name: impl Named, item: impl Serialize) -> Result<(), Error> {
+        let items = vec![encode(name.name(), &item)?];
+        self.merge(name, Op::Union(items), "a list")
     }
 
     /// Appends an item to a list and keeps the last `cap` items. Merges: concurrent items are all
@@ -261,8 +279,9 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn append(&self, name: &str, item: impl Serialize, cap: usize) -> Result<(), Error> {
-        self.merge(name, Op::Append { items: vec![encode(name, &item)?], cap }, "a list")
+    pub fn append(&self, name: impl Named, item: impl Serialize, cap: usize) -> Result<(), Error> {
+        let items = vec![encode(name.name(), &item)?];
+        self.merge(name, Op::Append { items, cap }, "a list")
     }
 
     /// Sets an attribute unless it is there. Merges: of two, the first commit stays.
@@ -270,8 +289,9 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Encode`], [`Error::Limit`], and those of every call.
-    pub fn set_if_absent(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.merge(name, Op::SetIfAbsent(encode(name, &value)?), "anything")
+    pub fn set_if_absent<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        let value = encode(name.name(), &value)?;
+        self.merge(name, Op::SetIfAbsent(value), "anything")
     }
 
     /// The names of the attributes, in order. Reads them all.
@@ -339,9 +359,9 @@ impl Session {
     /// # Errors
     ///
     /// Those of every call.
-    pub fn require(&self, name: &str) -> Result<(), Error> {
+    pub fn require(&self, name: impl Named) -> Result<(), Error> {
         self.with(|life, _| {
-            life.required.insert(name.into());
+            life.required.insert(name.name().into());
         })
     }
 
@@ -403,15 +423,18 @@ impl Session {
         self.with_policy(|life, policy, _| life.expires(policy))
     }
 
-    fn put(&self, name: &str, value: Option<Value>) -> Result<(), Error> {
+    fn put(&self, name: impl Named, value: Option<Value>) -> Result<(), Error> {
+        let (name, rule) = (name.name(), name.rule());
         self.write(&[name], |life, now| {
             life.changes.put(name, value, &life.reads, now);
+            rule.into_iter().for_each(|rule| life.changes.rule(name, rule));
             true
         })
         .map(|_| ())
     }
 
-    fn merge(&self, name: &str, op: Op, expected: &'static str) -> Result<(), Error> {
+    fn merge(&self, name: impl Named, op: Op, expected: &'static str) -> Result<(), Error> {
+        let name = name.name();
         let fits = self.write(&[name], |life, now| {
             // What is seen must fit, but seeing it is no read.
             life.changes.merge(name, op, &life.base.attributes, now)
@@ -446,11 +469,14 @@ impl Session {
         })?
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Life, Time) -> T) -> Result<T, Error> {
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Life, Time) -> T) -> Result<T, Error> {
         self.with_policy(|life, _, now| work(life, now))
     }
 
-    fn with_policy<T>(&self, work: impl FnOnce(&mut Life, &Policy, Time) -> T) -> Result<T, Error> {
+    pub(crate) fn with_policy<T>(
+        &self,
+        work: impl FnOnce(&mut Life, &Policy, Time) -> T,
+    ) -> Result<T, Error> {
         self.workspace.with_draft(&self.place, |draft, policy, now| {
             let life = draft.generation(self.id).filter(|life| life.is_live(policy, now));
             Ok(work(life.ok_or(Error::Ended)?, policy, now))
@@ -466,18 +492,21 @@ impl fmt::Debug for Session {
 
 /// One attribute, to be filled if it is absent; made by [`Session::entry`].
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct Entry<'a, N> {
     session: &'a Session,
-    name: &'a str,
+    name: N,
 }
 
-impl Entry<'_> {
+impl<N: Named> Entry<'_, N> {
     /// The value; this one, which is inserted, if there is none.
     ///
     /// # Errors
     ///
     /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
-    pub fn or_insert<T: DeserializeOwned + Serialize>(self, value: T) -> Result<T, Error> {
+    pub fn or_insert<T: DeserializeOwned + Serialize>(self, value: T) -> Result<T, Error>
+    where
+        N: Holds<T>,
+    {
         self.or_insert_with(|| value)
     }
 
@@ -489,25 +518,20 @@ impl Entry<'_> {
     pub fn or_insert_with<T: DeserializeOwned + Serialize>(
         self,
         make: impl FnOnce() -> T,
-    ) -> Result<T, Error> {
-        if let Some(value) = self.session.get(self.name)? {
+    ) -> Result<T, Error>
+    where
+        N: Holds<T>,
+    {
+        if let Some((value, _)) = self.session.read(self.name.name())? {
             return Ok(value);
         }
         let value = make();
-        self.session.insert(self.name, &value)?;
+        let encoded = encode(self.name.name(), &value)?;
+        self.session.put(self.name, Some(encoded))?;
         Ok(value)
     }
 }
 
 fn encode<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Value, Error> {
     Value::of(value).ok_or_else(|| Error::Encode { attribute: name.to_owned() })
-}
-
-// serde's own message would quote the value.
-fn decode<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T, Error> {
-    value.to().ok_or_else(|| Error::Type {
-        attribute: name.to_owned(),
-        found: value.kind(),
-        expected: std::any::type_name::<T>(),
-    })
 }

@@ -9,7 +9,7 @@ use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Revision, SessionId};
-use crate::store::commit::{Request, Work};
+use crate::store::commit::{Intent, Request, Work};
 use crate::store::container::Container;
 use crate::store::door::Door;
 use crate::store::events::Event;
@@ -341,15 +341,34 @@ impl Transaction {
     /// [`Error::Unknown`]: ask [`Store::fate`](crate::Store::fate). After all of them the transaction
     /// is over.
     pub fn commit(self) -> Result<Report, Error> {
-        match self.workspace.finish()? {
+        self.submit(self.workspace.finish())
+    }
+
+    /// The same as a future: awaiting it blocks no thread and needs no particular executor.
+    pub fn commit_async(self) -> Commit {
+        self.submit_async(self.workspace.finish())
+    }
+
+    /// Commits nothing but the end of those sessions that ended because of what they hold: see
+    /// `mismatch.rs`.
+    pub(crate) fn end_unreadable(self) -> Result<Report, Error> {
+        self.submit(self.workspace.finish_unreadable())
+    }
+
+    /// The same as a future.
+    pub(crate) fn end_unreadable_async(self) -> Commit {
+        self.submit_async(self.workspace.finish_unreadable())
+    }
+
+    fn submit(&self, finished: Result<Option<Intent>, Error>) -> Result<Report, Error> {
+        match finished? {
             Some(intent) => self.workspace.door.submit(Work::Transaction(intent)),
             None => Ok(Report::nothing(self.revision())),
         }
     }
 
-    /// The same as a future: awaiting it blocks no thread and needs no particular executor.
-    pub fn commit_async(self) -> Commit {
-        match self.workspace.finish() {
+    fn submit_async(&self, finished: Result<Option<Intent>, Error>) -> Commit {
+        match finished {
             Ok(Some(intent)) => {
                 let (reply, waiting) = slot();
                 let request = Request { work: Work::Transaction(intent), reply };

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::error::Error;
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
-use crate::model::draft::Draft;
+use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Record, SessionId};
@@ -239,7 +239,27 @@ impl Workspace {
 
     /// Ends the transaction; what it wants, if that is anything.
     pub(crate) fn finish(&self) -> Result<Option<Intent>, Error> {
+        self.finish_with(self.lock()?)
+    }
+
+    /// Ends the transaction, and wants nothing of it but the end of those sessions in which it found
+    /// what it could not read.
+    pub(crate) fn finish_unreadable(&self) -> Result<Option<Intent>, Error> {
         let mut state = self.lock()?;
+        state.changes.policies.clear();
+        state.changes.drafts.retain(|_, draft| {
+            draft.lives.retain(|life| life.unreadable.is_some() && !life.created_here);
+            for life in &mut draft.lives {
+                // What the closure made of them meanwhile is not to be seen in their last data.
+                let required = life.unreadable.clone().into_iter().collect();
+                *life = Life { ended: true, required, ..Life::found(Arc::clone(&life.base)) };
+            }
+            !draft.lives.is_empty()
+        });
+        self.finish_with(state)
+    }
+
+    fn finish_with(&self, mut state: MutexGuard<'_, State>) -> Result<Option<Intent>, Error> {
         let Changes { mut drafts, policies } = mem::take(&mut state.changes);
         drafts.retain(|_, draft| draft.has_effect());
         let change = |(id, set): (ContainerId, Set)| {

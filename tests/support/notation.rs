@@ -39,7 +39,7 @@ fn rule(text: &str) -> Rule {
         "Union" => Rule::Union,
         "Append" => Rule::Append(number(argument) as usize),
         "Reject" => Rule::Reject,
-        "Resolver" => Rule::Resolver(argument.to_owned()),
+        "Resolver" => Rule::Resolver(argument.to_owned().into()),
         _ => panic!("no such rule: {text}"),
     }
 }

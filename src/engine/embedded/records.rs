@@ -524,7 +524,7 @@ impl From<&Rule> for RuleBytes {
             Rule::Union => RuleBytes::Union,
             Rule::Append(cap) => RuleBytes::Append(*cap as u64),
             Rule::Reject => RuleBytes::Reject,
-            Rule::Resolver(name) => RuleBytes::Resolver(name.clone()),
+            Rule::Resolver(name) => RuleBytes::Resolver(name.to_string()),
         }
     }
 }
@@ -541,7 +541,7 @@ impl From<RuleBytes> for Rule {
             RuleBytes::Union => Rule::Union,
             RuleBytes::Append(cap) => Rule::Append(size(cap)),
             RuleBytes::Reject => Rule::Reject,
-            RuleBytes::Resolver(name) => Rule::Resolver(name),
+            RuleBytes::Resolver(name) => Rule::Resolver(name.into()),
         }
     }
 }
@@ -745,7 +745,7 @@ mod tests {
             .depth_max(9)
             .on_mismatch(OnMismatch::Drop)
             .rule("a", Rule::Append(5))
-            .rule("b", Rule::Resolver("mine".to_owned()))
+            .rule("b", Rule::resolver("mine"))
             .default_rule(Rule::Reject)
             .resolver("zope_last_modified")
             .on_end("mail");
@@ -816,9 +816,9 @@ mod tests {
             (0..100).fold(plain.clone(), |policy, n| policy.rule(format!("{n}{}", name()), rule()))
         };
         let policies = [
-            named.default_rule(Rule::Resolver(name())),
+            named.default_rule(Rule::Resolver(name().into())),
             many(&|| Rule::Append(usize::MAX)),
-            many(&|| Rule::Resolver(name())),
+            many(&|| Rule::Resolver(name().into())),
             plain,
         ];
         for policy in policies {
