@@ -231,6 +231,38 @@ impl Error {
         }
     }
 
+    /// One word for each kind of error, for logs and figures. It stays the same when a message is worded
+    /// anew.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Conflict(_) => "conflict",
+            Error::Ended => "ended",
+            Error::Exists { .. } => "exists",
+            Error::TransactionOver => "transaction_over",
+            Error::SnapshotTooOld { .. } => "snapshot_too_old",
+            Error::Savepoint => "savepoint",
+            Error::Limit { .. } => "limit",
+            Error::Type { .. } => "type",
+            Error::Encode { .. } => "encode",
+            Error::Policy { .. } => "policy",
+            Error::NoContainer { .. } => "no_container",
+            Error::Stranger => "stranger",
+            Error::Token => "token",
+            Error::Busy { .. } => "busy",
+            Error::Full => "full",
+            Error::Unknown { .. } => "unknown",
+            Error::Closed => "closed",
+            Error::Aborted(_) => "aborted",
+            Error::AlreadyOpen { .. } => "already_open",
+            Error::AlreadyThere { .. } => "already_there",
+            Error::NotAStore { .. } => "not_a_store",
+            Error::Format { .. } => "format",
+            Error::Corrupt { .. } => "corrupt",
+            Error::Storage(_) => "storage",
+            Error::Random(_) => "random",
+        }
+    }
+
     /// The same failure of the storage, for another who asks.
     pub(crate) fn share(&self) -> Self {
         match self {

@@ -68,10 +68,15 @@
 //! - There is no copy to be had of a store in use. To back one up, close it and copy its directory.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
 //!
+//! # Features
+//!
+//! Both are off by default: `tracing` shows spans and events, `metrics` counters, gauges and histograms.
+//! [`docs::observability`] lists their names.
+//!
 //! # The map
 //!
 //! [`docs::architecture`] is the way into the code, [`docs::format`] the bytes on disk,
-//! [`docs::design`] the questions a thoughtful reader asks. In the source, `model` says what the
+//! [`docs::design`] the questions a thoughtful reader asks, [`docs::observability`] what can be watched. In the source, `model` says what the
 //! words mean, `store` how things change, `engine` where they lie.
 
 mod engine;
@@ -96,7 +101,7 @@ pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys,
+    AttributeHeat, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate, Keys,
     ListenerError, MergedSession, Options, Report, Savepoint, Session, Sessions, Stats, Store,
     Swept, Transaction, ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
 };

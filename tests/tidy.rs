@@ -59,6 +59,7 @@ fn libraries_stay_behind_their_boundaries() {
     only_in(&["engine/embedded"], &["twox_hash::"]);
     only_in(&["model/value.rs"], &["rmp_serde::", "rmpv::"]);
     only_in(&["engine/memory.rs"], &["rpds::"]);
+    only_in(&["store/observe.rs"], &["tracing::", "metrics::"]);
 }
 
 #[test]

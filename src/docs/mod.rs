@@ -8,3 +8,6 @@ pub mod format {}
 
 #[doc = include_str!("design.md")]
 pub mod design {}
+
+#[doc = include_str!("observability.md")]
+pub mod observability {}

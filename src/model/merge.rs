@@ -178,6 +178,8 @@ pub(crate) struct Merged {
     pub record: Record,
     /// The attributes this transaction wrote while others had changed the session.
     pub names: Vec<Name>,
+    /// Those of them that others had changed.
+    pub contended: Vec<Name>,
 }
 
 /// Everything that a merge depends on besides the three states.
@@ -213,7 +215,7 @@ pub(crate) fn merge(
     let alone = base.attributes.is(&stored.attributes);
     let changed = |name: &str| !alone && version(stored, name) != version(base, name);
     if changes.is_empty() {
-        return Ok(Merged { record: stored.clone(), names: Vec::new() });
+        return Ok(Merged { record: stored.clone(), names: Vec::new(), contended: Vec::new() });
     }
     let names = || base.attributes.names().chain(stored.attributes.names());
 
@@ -288,7 +290,8 @@ pub(crate) fn merge(
         true => written(base, stored, changes),
         false => Vec::new(),
     };
-    Ok(Merged { record, names })
+    let contended = names.iter().filter(|name| changed(name)).cloned().collect();
+    Ok(Merged { record, names, contended })
 }
 
 /// A plain write of an attribute.

@@ -51,6 +51,7 @@ use crate::store::core::Core;
 use crate::store::events::Event;
 use crate::store::listeners::{EndBatch, EndReason};
 use crate::store::lock;
+use crate::store::observe;
 use crate::store::outcome::{Reply, Report};
 use crate::store::round::Round;
 use crate::store::stats::Counters;
@@ -298,6 +299,7 @@ impl Committer<'_> {
             return self.answer(verdicts);
         }
         commits.iter().for_each(|commit| core.versions.stage(commit));
+        observe::written(&commits);
         let count = commits.len();
         self.unsynced_bytes += commits.iter().map(bytes_kept).sum::<usize>();
         let too_much = self.unsynced_bytes > core.bounds.resident_bytes_max / 8;
@@ -358,6 +360,7 @@ impl Committer<'_> {
     /// it wants, so where there are many, another thread does it.
     fn answer(&self, verdicts: Verdicts) {
         for (_, verdict) in &verdicts {
+            self.core.heat.count(verdict);
             match verdict {
                 Ok(report) => Counters::add(&self.core.counters.merges, report.merged.len()),
                 Err(Error::Conflict(conflict)) => {
@@ -466,6 +469,7 @@ impl Effects {
         Counters::add(&counters.ended, self.ended.len());
         let expired = self.ended.iter().filter(|(_, reason)| *reason == EndReason::Expired).count();
         Counters::add(&counters.expired, expired);
+        observe::published(self.started, &self.ended);
         core.ends.send(self.ended);
     }
 }

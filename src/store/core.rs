@@ -18,8 +18,10 @@ use crate::model::session::Revision;
 use crate::store::chance::Chance;
 use crate::store::commit::{Request, Work};
 use crate::store::events::{Event, Events};
+use crate::store::heat::Heat;
 use crate::store::listeners::{Ends, Registered};
 use crate::store::lock;
+use crate::store::observe;
 use crate::store::outcome::{Report, slot, wake};
 use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
@@ -52,6 +54,10 @@ pub(crate) struct Core {
     pub ends: Ends,
     pub events: Events,
     pub counters: Counters,
+    pub heat: Heat,
+    /// Whether spans and events say which session it was.
+    #[cfg(feature = "tracing")]
+    pub trace_sessions: bool,
     /// `None` once the store is closed.
     pub queue: RwLock<Option<Sender<Request>>>,
     /// The same, for those who only ask.
@@ -83,6 +89,7 @@ impl Core {
     }
 
     pub(crate) fn event(&self, event: &Event) {
+        observe::event(event);
         self.events.send(event, &self.counters.events_dropped);
     }
 

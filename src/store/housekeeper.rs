@@ -15,6 +15,7 @@ use crate::model::container::ContainerId;
 use crate::store::commit::Work;
 use crate::store::core::Core;
 use crate::store::events::Event;
+use crate::store::observe;
 use crate::store::outcome::Report;
 use crate::store::pinned::first_row;
 
@@ -40,6 +41,13 @@ impl AddAssign for Swept {
 
 /// Sweeps until nothing is due. Trouble in one container does not keep others from being swept.
 pub(crate) fn sweep(core: &Core) -> Result<Swept, Error> {
+    let watch = observe::sweep(core);
+    let swept = sweep_all(core);
+    watch.swept(core, &swept);
+    swept
+}
+
+fn sweep_all(core: &Core) -> Result<Swept, Error> {
     let mut swept = Swept::default();
     let mut trouble = Ok(());
     // Those with a name: one that is still in doubt may come to nothing.
@@ -62,6 +70,10 @@ fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
         core.check_open()?;
         let (published, now) = (core.snapshots.published(), core.now().as_secs());
         let (rows, next) = core.versions.due(id, published, now, &start, most)?;
+        if start == first_row() {
+            let lag = rows.first().map_or(0, |(bucket, _)| now.saturating_sub(*bucket));
+            observe::sweep_lag(core, id, lag);
+        }
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
         for rows in rows.chunks(most) {

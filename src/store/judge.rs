@@ -156,6 +156,7 @@ fn change(
             base: life.base.revision,
             stored: stored.revision,
             attributes: merged.names.iter().map(|name| name.to_string()).collect(),
+            contended: merged.contended.iter().map(|name| name.to_string()).collect(),
         });
     }
     if merged.record != **stored {

@@ -10,11 +10,13 @@ mod core;
 mod door;
 mod events;
 mod flash;
+mod heat;
 mod housekeeper;
 mod judge;
 mod listeners;
 mod listing;
 mod mismatch;
+mod observe;
 mod options;
 mod outcome;
 mod pinned;
@@ -45,6 +47,7 @@ use crate::store::chance::Chance;
 use crate::store::commit::Work;
 use crate::store::core::{Core, Told};
 use crate::store::door::Doors;
+use crate::store::heat::Heat;
 use crate::store::listeners::Ends;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
@@ -53,6 +56,7 @@ use crate::threads;
 
 pub use container::Container;
 pub use events::Event;
+pub use heat::AttributeHeat;
 pub use housekeeper::Swept;
 pub use listeners::{EndReason, EndedSession, ListenerError};
 pub use listing::{Keys, Sessions};
@@ -166,6 +170,9 @@ impl Store {
             ends,
             events: events::Events::default(),
             counters: Counters::default(),
+            heat: Heat::default(),
+            #[cfg(feature = "tracing")]
+            trace_sessions: options.trace_sessions,
             queue: RwLock::new(Some(queue)),
             closed: false.into(),
             without_room: Mutex::default(),
@@ -174,6 +181,7 @@ impl Store {
             threads: Mutex::default(),
             fence: OnceLock::new(),
         });
+        observe::describe();
         core.engine.start(Arc::new(Told(Arc::downgrade(&core))))?;
         let running = Arc::new(Running { core, threads: Mutex::new(Threads::default()) });
         // From here on dropping `running` ends what has been started.
@@ -299,7 +307,7 @@ impl Store {
             let snapshot = txn.revision();
             let done = match work(&txn) {
                 Ok(value) => {
-                    txn.commit().map(|report| (value, report))
+                    txn.commit_attempt(attempt < ATTEMPTS_MAX).map(|report| (value, report))
                 }
                 Err(Error::Ended) => Err(mismatch::ended(txn.end_unreadable(), snapshot)),
                 Err(error) => Err(error),
@@ -346,7 +354,10 @@ impl Store {
             let txn = self.begin()?;
             let snapshot = txn.revision();
             let done = match work(&txn) {
-                Ok(value) => txn.commit_async().await.map(|report| (value, report)),
+                Ok(value) => {
+                    let commit = txn.commit_attempt_async(attempt < ATTEMPTS_MAX);
+                    commit.await.map(|report| (value, report))
+                }
                 Err(Error::Ended) => {
                     Err(mismatch::ended(txn.end_unreadable_async().await, snapshot))
                 }
@@ -362,7 +373,6 @@ impl Store {
 
     /// Whether a transaction that failed so gets another attempt.
     fn runs_again(&self, error: &Error, attempt: u32) -> bool {
-        const ATTEMPTS_MAX: u32 = 4; // as Zope's publisher
         let again = error.is_retryable() && attempt < ATTEMPTS_MAX;
         if again {
             Counters::add(&self.core.counters.retries, 1);
@@ -426,6 +436,29 @@ impl Store {
     /// What the store has been doing, and how it stands. Takes no part in commits.
     pub fn stats(&self) -> Stats {
         self.core.stats()
+    }
+
+    /// Where transactions have met since the store was opened, the hottest attributes first: what is at
+    /// the top wants a [`Rule`](crate::Rule) or a merging write.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "ada").map(drop))?;
+    /// let (left, right) = (store.begin()?, store.begin()?);
+    /// for txn in [&left, &right] {
+    ///     txn.get_or_create(&visitors, "ada")?.update("visits", |visits: &mut u64| *visits += 1)?;
+    /// }
+    /// left.commit()?;
+    /// assert!(right.commit().is_err()); // `add` would have merged
+    /// let hottest = &store.heat()[0];
+    /// assert_eq!(hottest.attribute.as_deref(), Some("visits"));
+    /// assert_eq!((hottest.conflicts, hottest.merges), (1, 0));
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    pub fn heat(&self) -> Vec<AttributeHeat> {
+        self.core.heat.show()
     }
 
     /// Believes the wall clock, however far ahead it has jumped; see
@@ -538,6 +571,9 @@ fn deliver(store: &Store, session: &Arc<EndedSession>, reason: EndReason) {
 }
 
 const NAME_BYTES_MAX: usize = 255;
+
+/// How often the closure of a transaction runs at the most: as often as with Zope's publisher.
+const ATTEMPTS_MAX: u32 = 4;
 
 /// Locks what no panic can leave half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

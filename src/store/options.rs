@@ -48,6 +48,8 @@ pub struct Options {
     segment_bytes: u64,
     verify: bool,
     fold_inline: Option<u64>,
+    #[cfg(feature = "tracing")]
+    pub(crate) trace_sessions: bool,
 }
 
 impl Default for Options {
@@ -79,6 +81,8 @@ impl Options {
             segment_bytes: 64 << 20,
             verify: false,
             fold_inline: None,
+            #[cfg(feature = "tracing")]
+            trace_sessions: false,
         }
     }
 
@@ -217,6 +221,15 @@ impl Options {
     /// [`LocalDisk`].
     pub fn disk(mut self, disk: impl Disk) -> Self {
         self.disk = Arc::new(disk);
+        self
+    }
+
+    /// Whether spans and events for `tracing` say which session it was, by the fingerprint of its key in
+    /// the field `session.id`. Default: no, because what a visitor does can then be followed in the
+    /// logs.
+    #[cfg(feature = "tracing")]
+    pub fn trace_sessions(mut self, trace: bool) -> Self {
+        self.trace_sessions = trace;
         self
     }
 

@@ -15,6 +15,7 @@ use crate::store::commit::Request;
 use crate::store::core::Core;
 use crate::store::listeners::EndReason;
 use crate::store::lock;
+use crate::store::observe::Watch;
 
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,9 @@ pub struct MergedSession {
     pub stored: Revision,
     /// The attributes that this transaction wrote, in order.
     pub attributes: Vec<String>,
+    /// Those of them that others had changed meanwhile, so that a rule, a resolver or the order of the
+    /// commits has decided.
+    pub contended: Vec<String>,
 }
 
 /// A session that ended.
@@ -163,6 +167,16 @@ impl Waiting {
 #[must_use = "a commit that is not awaited may fail unseen"]
 pub struct Commit {
     state: State,
+    /// Dropped with it, if nobody awaits the verdict.
+    watch: Option<Watched>,
+}
+
+/// A commit that is watched until its verdict is there.
+pub(crate) struct Watched {
+    pub core: Arc<Core>,
+    pub watch: Watch,
+    /// Whether it is run again if it is refused.
+    pub again: bool,
 }
 
 enum State {
@@ -180,10 +194,15 @@ enum State {
 
 impl Commit {
     pub(crate) fn decided(verdict: Verdict) -> Self {
-        Commit { state: State::Decided(verdict) }
+        Commit { state: State::Decided(verdict), watch: None }
     }
 
-    pub(crate) fn queue(core: Arc<Core>, request: Request, waiting: Waiting) -> Self {
+    pub(crate) fn queue(
+        core: Arc<Core>,
+        request: Request,
+        waiting: Waiting,
+        watch: Watched,
+    ) -> Self {
         let state = match core.try_submit(request) {
             Ok(None) => State::Queued(waiting),
             Ok(Some(request)) => {
@@ -192,14 +211,10 @@ impl Commit {
             }
             Err(error) => State::Decided(Err(error)),
         };
-        Commit { state }
+        Commit { state, watch: Some(watch) }
     }
-}
 
-impl Future for Commit {
-    type Output = Verdict;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Verdict> {
+    fn poll_verdict(&mut self, context: &Context<'_>) -> Poll<Verdict> {
         loop {
             match mem::replace(&mut self.state, State::Taken) {
                 State::Taken => return Poll::Ready(Err(Error::TransactionOver)),
@@ -229,5 +244,19 @@ impl Future for Commit {
                 }
             }
         }
+    }
+}
+
+impl Future for Commit {
+    type Output = Verdict;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Verdict> {
+        let poll = self.poll_verdict(context);
+        if let Poll::Ready(verdict) = &poll
+            && let Some(Watched { core, watch, again }) = self.watch.take()
+        {
+            watch.committed(&core, verdict, again);
+        }
+        poll
     }
 }

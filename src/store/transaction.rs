@@ -15,7 +15,8 @@ use crate::store::door::Door;
 use crate::store::events::Event;
 use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
-use crate::store::outcome::{Commit, Report, slot};
+use crate::store::observe;
+use crate::store::outcome::{Commit, Report, Watched, slot};
 use crate::store::session::Session;
 use crate::store::stats::Counters;
 use crate::store::workspace::Workspace;
@@ -341,38 +342,61 @@ impl Transaction {
     /// [`Error::Unknown`]: ask [`Store::fate`](crate::Store::fate). After all of them the transaction
     /// is over.
     pub fn commit(self) -> Result<Report, Error> {
-        self.submit(self.workspace.finish())
+        self.commit_attempt(false)
+    }
+
+    /// Commits; says whether it is run again if it is refused.
+    pub(crate) fn commit_attempt(self, again: bool) -> Result<Report, Error> {
+        self.submit(self.workspace.finish(), again)
     }
 
     /// The same as a future: awaiting it blocks no thread and needs no particular executor.
     pub fn commit_async(self) -> Commit {
-        self.submit_async(self.workspace.finish())
+        self.commit_attempt_async(false)
+    }
+
+    /// The same as [`commit_attempt`](Self::commit_attempt), as a future.
+    pub(crate) fn commit_attempt_async(self, again: bool) -> Commit {
+        self.submit_async(self.workspace.finish(), again)
     }
 
     /// Commits nothing but the end of those sessions that ended because of what they hold: see
     /// `mismatch.rs`.
     pub(crate) fn end_unreadable(self) -> Result<Report, Error> {
-        self.submit(self.workspace.finish_unreadable())
+        self.submit(self.workspace.finish_unreadable(), true)
     }
 
     /// The same as a future.
     pub(crate) fn end_unreadable_async(self) -> Commit {
-        self.submit_async(self.workspace.finish_unreadable())
+        self.submit_async(self.workspace.finish_unreadable(), true)
     }
 
-    fn submit(&self, finished: Result<Option<Intent>, Error>) -> Result<Report, Error> {
+    fn submit(
+        &self,
+        finished: Result<Option<Intent>, Error>,
+        again: bool,
+    ) -> Result<Report, Error> {
+        let core = self.workspace.core();
         match finished? {
-            Some(intent) => self.workspace.door.submit(Work::Transaction(intent)),
+            Some(intent) => {
+                let watch = observe::commit(core, &intent);
+                let verdict = core.submit(Work::Transaction(intent));
+                watch.committed(core, &verdict, again);
+                verdict
+            }
             None => Ok(Report::nothing(self.revision())),
         }
     }
 
-    fn submit_async(&self, finished: Result<Option<Intent>, Error>) -> Commit {
+    fn submit_async(&self, finished: Result<Option<Intent>, Error>, again: bool) -> Commit {
         match finished {
             Ok(Some(intent)) => {
+                let core = Arc::clone(self.workspace.core());
+                let watch = observe::commit(&core, &intent);
+                let watched = Watched { core: Arc::clone(&core), watch, again };
                 let (reply, waiting) = slot();
                 let request = Request { work: Work::Transaction(intent), reply };
-                Commit::queue(Arc::clone(self.workspace.core()), request, waiting)
+                Commit::queue(core, request, waiting, watched)
             }
             Ok(None) => Commit::decided(Ok(Report::nothing(self.revision()))),
             Err(error) => Commit::decided(Err(error)),

@@ -19,6 +19,7 @@ use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
 use crate::store::door::Door;
 use crate::store::lock;
+use crate::store::observe;
 use crate::store::snapshots::Snapshot;
 use crate::store::versions::Policies;
 
@@ -142,7 +143,10 @@ impl Workspace {
         let draft = match drafts.get_mut(place) {
             Some(draft) => draft,
             None => {
-                let base = self.door.versions.read(place, self.snapshot.revision())?;
+                let watch = observe::load(&self.door, place);
+                let read = self.door.versions.read(place, self.snapshot.revision());
+                watch.loaded(&self.door, &read);
+                let base = read?;
                 self.check()?;
                 drafts.entry(place.clone()).or_insert(Draft::new(base))
             }
