@@ -34,7 +34,12 @@ use axum::response::{Html, IntoResponse, IntoResponseParts, Redirect, Response, 
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use sessile::{Container, Error, Policy, Session, Store, Token, Transaction};
+use sessile::{Attribute, Container, Error, Policy, Session, Store, Token, Transaction};
+
+const CART: Attribute<Vec<String>> = Attribute::new("cart");
+const NAME: Attribute<String> = Attribute::new("name");
+const NOTE: Attribute<String> = Attribute::new("note");
+const VISITS: Attribute<u64> = Attribute::new("visits");
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -128,7 +133,7 @@ async fn page(
 ) -> Result<(Cookie, Html<String>), Trouble> {
     let view = shop.transact(|txn| {
         let Some(session) = shop.find(txn, &visitor)? else { return Ok(None) };
-        session.add("visits", 1)?;
+        session.add(VISITS, 1)?;
         View::of(&session).map(Some)
     });
     let view = view.await?;
@@ -159,7 +164,7 @@ async fn fill_cart(
     Form(Fruit { fruit }): Form<Fruit>,
 ) -> Result<(Cookie, Redirect), Trouble> {
     const CART_MAX: usize = 1_000;
-    shop.write(&visitor, |session| session.append("cart", &fruit, CART_MAX)).await
+    shop.write(&visitor, |session| session.append(CART, &fruit, CART_MAX)).await
 }
 
 #[derive(Deserialize)]
@@ -172,7 +177,7 @@ async fn write_note(
     visitor: Visitor,
     Form(Note { note }): Form<Note>,
 ) -> Result<(Cookie, Redirect), Trouble> {
-    shop.write(&visitor, |session| session.insert("note", &note)).await
+    shop.write(&visitor, |session| session.insert(NOTE, &note)).await
 }
 
 #[derive(Deserialize)]
@@ -189,7 +194,7 @@ async fn login(
     let token = shop.transact(|txn| {
         let (new, token) = shop.create(txn)?;
         if let Some(old) = shop.find(txn, &visitor)? {
-            for kept in ["cart", "note", "visits"] {
+            for kept in [CART.name(), NOTE.name(), VISITS.name()] {
                 if let Some(value) = old.value(kept)? {
                     new.insert_value(kept, value)?;
                 }
@@ -198,7 +203,7 @@ async fn login(
             }
             old.invalidate()?;
         }
-        new.insert("name", &name)?;
+        new.insert(NAME, &name)?;
         Ok(token)
     });
     Ok((Cookie::Set(token.await?), Redirect::to("/")))
@@ -303,10 +308,10 @@ struct View {
 impl View {
     fn of(session: &Session) -> Result<Self, Error> {
         Ok(View {
-            name: session.get("name")?,
-            visits: session.get("visits")?.unwrap_or_default(),
-            cart: session.get("cart")?.unwrap_or_default(),
-            note: session.get("note")?,
+            name: session.get(NAME)?,
+            visits: session.get(VISITS)?.unwrap_or_default(),
+            cart: session.get(CART)?.unwrap_or_default(),
+            note: session.get(NOTE)?,
         })
     }
 

@@ -1,14 +1,15 @@
 //! Typed attributes, values that are no longer what is expected, and values that are read once.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
-#![expect(clippy::disallowed_methods, reason = "races need threads")]
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use serde::{Deserialize, Deserializer};
 use sessile::{
     Attribute, Container, EndReason, Error, OnMismatch, Options, Policy, Resolution, Rule, Session,
-    Store, Transaction,
+    Store, Transaction, Value,
 };
 
 const COUNT: Attribute<u64> = Attribute::new("count");
@@ -39,10 +40,11 @@ fn constants_and_text_name_the_same_attribute() {
     let (_txn, session) = open(&store, &container);
     let owned = "count".to_owned();
     let shared: Arc<str> = "count".into();
+    let (lent, two, ada) = (&"count", 2, "Ada".to_owned());
 
     session.insert(COUNT, 1).unwrap();
     assert_eq!(session.get::<u64>("count").unwrap(), Some(1));
-    session.insert(&COUNT, &2).unwrap();
+    session.insert(&COUNT, &two).unwrap();
     assert_eq!(session.get::<u64>(&owned).unwrap(), Some(2));
     session.insert(&owned, 3).unwrap();
     assert_eq!(session.get(&COUNT).unwrap(), Some(3));
@@ -53,7 +55,7 @@ fn constants_and_text_name_the_same_attribute() {
     session.update(COUNT, |count| *count *= 10).unwrap();
     session.require(COUNT).unwrap();
     assert_eq!(session.get::<u64>(&shared).unwrap(), Some(60));
-    assert_eq!(session.value(COUNT).unwrap(), session.value(&&*owned).unwrap());
+    assert_eq!(session.value(COUNT).unwrap(), session.value(lent).unwrap());
     assert!(session.contains(COUNT).unwrap());
     assert_eq!(session.entry(COUNT).or_insert(5).unwrap(), 60);
     assert_eq!(session.take(COUNT).unwrap(), Some(60));
@@ -62,7 +64,7 @@ fn constants_and_text_name_the_same_attribute() {
     assert!(!session.contains(&COUNT).unwrap());
 
     session.insert(NAME, "Ada").unwrap();
-    session.insert(NAME, &"Ada".to_owned()).unwrap();
+    session.insert(NAME, &ada).unwrap();
     session.union(LIST, 2).unwrap();
     session.append(LIST, 1, 9).unwrap();
     assert_eq!(session.get(LIST).unwrap(), Some(vec![2, 1]));
@@ -76,10 +78,8 @@ fn constants_and_text_name_the_same_attribute() {
 fn the_rule_of_an_attribute_goes_before_that_of_the_policy() {
     const SUM: Attribute<i64> = Attribute::new("n").rule(Rule::Sum);
     const MINE: Attribute<i64> = Attribute::new("n").rule(Rule::resolver("zero"));
-    let store = Options::new()
-        .resolver("zero", |_| Resolution::New(sessile::Value::of(&0)))
-        .memory()
-        .unwrap();
+    let store =
+        Options::new().resolver("zero", |_| Resolution::New(Value::of(&0))).memory().unwrap();
     let policy = Policy::new().rule("n", Rule::Reject);
     let container = store.container_with("visitors", policy).unwrap();
     let race = |first: &dyn Fn(&Session), second: &dyn Fn(&Session)| {
@@ -216,7 +216,15 @@ fn a_value_that_is_no_longer_expected_ends_the_session() {
     assert_eq!(txn.commit().unwrap().ended[0].id, id);
     assert_eq!(open(&store, &container).1.get(COUNT).unwrap(), Some(5));
 
-    // Somebody writes something better while the closure runs: there is nothing to end.
+    // Somebody writes something better meanwhile: there is nothing to end.
+    let id = spoiled();
+    let (txn, session) = open(&store, &container);
+    assert!(matches!(session.get(COUNT), Err(Error::Ended)));
+    store.transact(|txn| txn.get_or_create(&container, "ada")?.insert(COUNT, 7)).unwrap();
+    assert!(conflicts(txn.commit()));
+    assert_eq!(open(&store, &container).1.id(), id);
+
+    // While a closure runs, too.
     let id = spoiled();
     let mut first = true;
     let report = store.transact(|txn| {
@@ -337,18 +345,44 @@ fn every_flash_is_shown_once_whoever_asks_at_the_same_time() {
     assert_eq!(shown, (0..2 * EACH).collect::<Vec<_>>());
 }
 
-/// Two threads that share one handle do not both get it either.
-#[test]
-fn one_of_two_threads_with_one_handle_takes_it() {
-    let (store, container) = store(Policy::new());
-    let (_txn, session) = open(&store, &container);
-    for n in 0..500 {
-        session.insert(COUNT, n).unwrap();
-        let take = || session.take(COUNT).unwrap();
-        let (one, other) = thread::scope(|scope| {
-            let one = scope.spawn(take);
-            (take(), one.join().unwrap())
-        });
-        assert_eq!(one.xor(other), Some(n), "{one:?} {other:?}");
+/// A number whose decoding does something else first, once: what another thread with the same handle
+/// might be doing at that moment. The application's code runs under no lock.
+struct Meddling(u64);
+
+thread_local! {
+    static MEDDLE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+}
+
+impl<'de> Deserialize<'de> for Meddling {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if let Some(meddle) = MEDDLE.take() {
+            meddle();
+        }
+        u64::deserialize(deserializer).map(Meddling)
     }
+}
+
+#[test]
+fn what_changes_while_it_is_decoded_is_seen() {
+    let take = |policy: Policy, was: Value, meddle: fn(&Session)| {
+        let (store, container) = store(policy);
+        let (_txn, session) = open(&store, &container);
+        session.insert_value("n", was).unwrap();
+        let same = session.clone();
+        MEDDLE.set(Some(Box::new(move || meddle(&same))));
+        let taken = session.take::<Meddling>("n").map(|taken| taken.map(|n| n.0));
+        (taken, session.is_valid() && session.contains("n").unwrap())
+    };
+    let [good, bad] = [Value::of(&1).unwrap(), Value::of("one").unwrap()];
+    let write = |session: &Session| session.insert("n", 2).unwrap();
+    let remove = |session: &Session| session.remove("n").unwrap();
+    assert!(matches!(take(Policy::new(), good.clone(), |_| ()), (Ok(Some(1)), false)));
+    assert!(matches!(take(Policy::new(), good.clone(), write), (Ok(Some(2)), false)));
+    assert!(matches!(take(Policy::new(), good, remove), (Ok(None), false)));
+    let drop = Policy::new().on_mismatch(OnMismatch::Drop);
+    assert!(matches!(take(drop.clone(), bad.clone(), |_| ()), (Ok(None), false)));
+    assert!(matches!(take(drop, bad.clone(), write), (Ok(Some(2)), false)));
+    let end = Policy::new().on_mismatch(OnMismatch::NewSession);
+    assert!(matches!(take(end.clone(), bad.clone(), |_| ()), (Err(Error::Ended), false)));
+    assert!(matches!(take(end, bad, write), (Ok(Some(2)), false)));
 }
