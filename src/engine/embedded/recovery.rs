@@ -444,7 +444,7 @@ mod tests {
                     segment_bytes: 8 << 10,
                     dirty_bytes_max: 1 << 20,
                     verify: false,
-                    fold_inline: false,
+                    fold_inline: None,
                     id: 1,
                 };
                 Embedded::open(&path, Mode::Open, settings).map(|_| ())
