@@ -97,6 +97,10 @@ impl Engine for Memory {
         Gauges::default()
     }
 
+    fn file_bytes(&self) -> u64 {
+        0
+    }
+
     fn close(&self, _time: Time) -> Result<(), Error> {
         Ok(())
     }

@@ -197,6 +197,9 @@ pub(crate) trait Engine: Send + Sync {
 
     fn gauges(&self) -> Gauges;
 
+    /// What its files take up.
+    fn file_bytes(&self) -> u64;
+
     /// Ends the engine. Everything durable is durable already; what is reported is trouble.
     fn close(&self, time: Time) -> Result<(), Error>;
 }
@@ -210,6 +213,12 @@ pub(crate) struct Gauges {
     pub folds: u64,
     /// One is being done.
     pub folding: bool,
+    /// The log has failed, and is not recovered yet.
+    pub failed: bool,
+    /// The tables cannot be written at the moment.
+    pub stalled: bool,
+    /// And of the log nothing is left but what is kept for ends.
+    pub full: bool,
     pub fold_failures: u64,
     pub recoveries: u64,
     pub damaged: u64,

@@ -34,6 +34,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -463,6 +464,7 @@ impl Effects {
         core.ends.expect(&self.ended);
         core.snapshots.publish(revision);
         let counters = &core.counters;
+        counters.last_commit.store(core.now().as_micros(), Ordering::Relaxed);
         Counters::add(&counters.batches, 1);
         Counters::add(&counters.commits, self.count);
         Counters::add(&counters.started, self.started);

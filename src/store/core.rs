@@ -238,7 +238,7 @@ impl Core {
         Error::Busy { queued: self.queued(), waited }
     }
 
-    fn queued(&self) -> usize {
+    pub(crate) fn queued(&self) -> usize {
         let queue = self.queue.read().expect("nothing panics while it is held");
         queue.as_ref().map_or(0, Sender::len)
     }
@@ -251,6 +251,7 @@ impl Core {
         let gauges = self.engine.gauges();
         Stats {
             revision: self.snapshots.published().get(),
+            sessions: self.sessions(),
             commits: count(&counters.commits),
             batches: count(&counters.batches),
             merges: count(&counters.merges),

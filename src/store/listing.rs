@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::model::container::ContainerId;
 use crate::model::key::Key;
 use crate::model::session::{Record, SessionId};
+use crate::store::filter::Filter;
 use crate::store::pinned::Pinned;
 use crate::store::session::Session;
 use crate::store::workspace::Workspace;
@@ -19,6 +20,8 @@ const PAGE: usize = 256;
 pub(crate) struct Listing {
     workspace: Arc<Workspace>,
     container: ContainerId,
+    /// `None`: every live session is meant.
+    filter: Option<Filter>,
     pinned: Pinned,
     /// What the snapshot holds, if anything, of the keys that come next.
     page: VecDeque<(Key, Option<Arc<Record>>)>,
@@ -31,7 +34,13 @@ impl Listing {
         let pinned = workspace.door.versions.pin(container, workspace.snapshot.revision());
         workspace.check()?;
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
-        Ok(Listing { workspace: Arc::clone(workspace), container, pinned, page, next })
+        let workspace = Arc::clone(workspace);
+        Ok(Listing { workspace, container, filter: None, pinned, page, next })
+    }
+
+    /// Walks through those that pass a filter only.
+    pub(crate) fn passing(self, filter: Filter) -> Self {
+        Listing { filter: Some(filter), ..self }
     }
 
     /// How many of the snapshot's sessions have expired by now, without those that this
@@ -82,7 +91,11 @@ impl Listing {
                 continue;
             };
             let place = (self.container, key);
-            if let Some(id) = self.workspace.sees(&place, base.as_ref())? {
+            let seen = match &self.filter {
+                Some(filter) => self.workspace.sees_passing(&place, base.as_ref(), filter)?,
+                None => self.workspace.sees(&place, base.as_ref())?,
+            };
+            if let Some(id) = seen {
                 return Ok(Some((place.1, id)));
             }
         }

@@ -9,7 +9,9 @@ mod container;
 mod core;
 mod door;
 mod events;
+mod filter;
 mod flash;
+mod health;
 mod heat;
 mod housekeeper;
 mod judge;
@@ -56,6 +58,8 @@ use crate::threads;
 
 pub use container::Container;
 pub use events::Event;
+pub use filter::Filter;
+pub use health::{Health, Trouble};
 pub use heat::AttributeHeat;
 pub use housekeeper::Swept;
 pub use listeners::{EndReason, EndedSession, ListenerError};
@@ -459,6 +463,12 @@ impl Store {
     /// ```
     pub fn heat(&self) -> Vec<AttributeHeat> {
         self.core.heat.show()
+    }
+
+    /// Whether the store does what it is there for, and if not, why. It writes nothing and waits for
+    /// nobody who writes.
+    pub fn health(&self) -> Health {
+        self.core.health()
     }
 
     /// Believes the wall clock, however far ahead it has jumped; see

@@ -19,6 +19,8 @@ pub(crate) struct Counters {
     pub snapshots_given_up: AtomicU64,
     pub events_dropped: AtomicU64,
     pub storage_failures: AtomicU64,
+    /// When something was last committed, in microseconds; zero: not yet.
+    pub last_commit: AtomicU64,
 }
 
 impl Counters {
@@ -50,6 +52,8 @@ macro_rules! stats {
 stats! {
     /// The newest revision.
     revision,
+    /// Sessions that have not ended. Some may have expired and await the sweep.
+    sessions,
     /// Transactions committed.
     commits,
     /// Batches they were made durable in.

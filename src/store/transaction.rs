@@ -13,6 +13,7 @@ use crate::store::commit::{Intent, Request, Work};
 use crate::store::container::Container;
 use crate::store::door::Door;
 use crate::store::events::Event;
+use crate::store::filter::Filter;
 use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
 use crate::store::observe;
@@ -249,6 +250,30 @@ impl Transaction {
     /// As for [`get`](Transaction::get); the iterator's items may fail the same way.
     pub fn iter(&self, container: &Container) -> Result<Sessions, Error> {
         Ok(Sessions(Listing::new(&self.workspace, self.container_id(container)?)?))
+    }
+
+    /// The live sessions that pass a filter, in the order of their keys, a page at a time. What this
+    /// transaction has changed counts. No access and no read, so others may change what it was chosen by
+    /// before this transaction commits: [`Session::require`] what matters.
+    ///
+    /// ```
+    /// # use sessile::{Filter, Policy, Store};
+    /// # use std::time::Duration;
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let abandoned = Filter::new().has("cart").idle_for(Duration::from_secs(600));
+    /// store.transact(|txn| {
+    ///     txn.find(&visitors, abandoned.clone())?.try_for_each(|session| session?.add("reminded", 1))
+    /// })?;
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get); the iterator's items may fail the same way.
+    pub fn find(&self, container: &Container, filter: Filter) -> Result<Sessions, Error> {
+        let listing = Listing::new(&self.workspace, self.container_id(container)?)?;
+        Ok(Sessions(listing.passing(filter)))
     }
 
     /// The settings of a container, those that this transaction has set included.

@@ -9,12 +9,13 @@ use crate::engine::embedded::check::{self, Checked};
 use crate::engine::embedded::disk::LocalDisk;
 use crate::engine::embedded::viewing::{ViewedStore, Viewing};
 use crate::error::Error;
-use crate::model::clock::Time;
+use crate::model::clock::{Clock as _, SystemClock, Time};
 use crate::model::container::ContainerState;
 use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision, SessionId};
 use crate::model::value::Value;
+use crate::store::filter::Filter;
 
 /// One committed state of a store, looked at from outside.
 ///
@@ -113,7 +114,30 @@ impl Viewer {
     pub fn sessions(&self, container: &str) -> Result<ViewedSessions, Error> {
         let container = Arc::clone(self.container(container)?);
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
-        Ok(ViewedSessions { viewing: Arc::clone(&self.viewing), container, page, next })
+        let viewing = Arc::clone(&self.viewing);
+        Ok(ViewedSessions { viewing, container, filter: None, page, next })
+    }
+
+    /// Walks through the sessions of a container that pass a filter at `now`, as
+    /// [`sessions`](Viewer::sessions) does through all.
+    ///
+    /// # Errors
+    ///
+    /// As for [`sessions`](Viewer::sessions).
+    pub fn find(
+        &self,
+        container: &str,
+        filter: Filter,
+        now: Time,
+    ) -> Result<ViewedSessions, Error> {
+        let sessions = self.sessions(container)?;
+        Ok(ViewedSessions { filter: Some((filter, now)), ..sessions })
+    }
+
+    /// The time by which sessions are to be judged here: that of the wall clock, but not before the
+    /// store's.
+    pub fn now(&self) -> Time {
+        SystemClock::new().wall().max(self.store().time)
     }
 
     /// How many sessions were left out so far because their record is damaged.
@@ -201,6 +225,21 @@ impl ViewedSession {
         self.expires.is_some_and(|expires| expires <= now)
     }
 
+    /// The principal that it is bound to, if it is.
+    pub fn principal(&self) -> Option<&str> {
+        self.record.principal().map(|principal| &*principal.name)
+    }
+
+    /// The application's note on the device that it was bound with.
+    pub fn principal_note(&self) -> Option<&str> {
+        self.record.principal().map(|principal| &*principal.note)
+    }
+
+    /// The timeout of its own in seconds, if it has one; zero: it is never too long unused.
+    pub fn timeout_secs(&self) -> Option<u64> {
+        self.record.timeout_secs()
+    }
+
     /// How many attributes it has.
     pub fn attribute_count(&self) -> usize {
         self.record.size().attributes
@@ -243,10 +282,11 @@ pub struct ViewedAttribute {
 
 const PAGE: usize = 256;
 
-/// The sessions of a container; see [`Viewer::sessions`].
+/// The sessions of a container; see [`Viewer::sessions`] and [`Viewer::find`].
 pub struct ViewedSessions {
     viewing: Arc<Viewing>,
     container: Arc<ContainerState>,
+    filter: Option<(Filter, Time)>,
     page: VecDeque<(Key, Arc<Record>)>,
     /// Where the next page begins; `None` once the walk has ended.
     next: Option<Key>,
@@ -258,7 +298,12 @@ impl Iterator for ViewedSessions {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, record)) = self.page.pop_front() {
-                return Some(Ok(ViewedSession::new(key, record, &self.container.policy)));
+                let policy = &self.container.policy;
+                let passes = |(filter, now): &(Filter, Time)| filter.matches(&record, policy, *now);
+                if !self.filter.as_ref().is_none_or(passes) {
+                    continue;
+                }
+                return Some(Ok(ViewedSession::new(key, record, policy)));
             }
             let from = self.next.take()?;
             match self.viewing.page(self.container.id, &from, PAGE) {

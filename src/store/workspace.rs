@@ -18,6 +18,7 @@ use crate::model::session::{Record, SessionId};
 use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
 use crate::store::door::Door;
+use crate::store::filter::Filter;
 use crate::store::lock;
 use crate::store::observe;
 use crate::store::snapshots::Snapshot;
@@ -167,6 +168,26 @@ impl Workspace {
             Some(draft) => draft.live(policy, *now).map(|life| life.base.id),
             None => base.filter(|record| !record.is_expired(policy, *now)).map(|record| record.id),
         })
+    }
+
+    /// The same, if it passes a filter.
+    pub(crate) fn sees_passing(
+        &self,
+        place: &Place,
+        base: Option<&Arc<Record>>,
+        filter: &Filter,
+    ) -> Result<Option<SessionId>, Error> {
+        let State { changes, containers, now, .. } = &mut *self.lock()?;
+        let policy = self.meanwhile(&changes.policies, containers, place.0);
+        let record = match changes.drafts.get(place) {
+            Some(draft) => {
+                let life = draft.live(policy, *now);
+                life.map(|life| Arc::new(life.proposed(life.base.revision)))
+            }
+            None => base.filter(|record| !record.is_expired(policy, *now)).cloned(),
+        };
+        let passing = record.filter(|record| filter.matches(record, policy, *now));
+        Ok(passing.map(|record| record.id))
     }
 
     /// The keys of a container that have drafts.

@@ -104,6 +104,9 @@ struct Levels {
     log_bytes: u64,
     dirty_sessions: usize,
     dirty_bytes: usize,
+    failed: bool,
+    stalled: bool,
+    full: bool,
 }
 
 /// What is not in the tables yet, and where it lies.
@@ -269,7 +272,7 @@ impl Engine for Embedded {
         if let Ok(state) = self.shared.state.try_lock() {
             *levels = state.levels();
         }
-        let Levels { log_bytes, dirty_sessions, dirty_bytes } = *levels;
+        let Levels { log_bytes, dirty_sessions, dirty_bytes, failed, stalled, full } = *levels;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Gauges {
             log_bytes,
@@ -277,10 +280,18 @@ impl Engine for Embedded {
             dirty_bytes,
             folds: count(&self.shared.folds),
             folding: self.shared.folding.load(Ordering::Relaxed),
+            failed,
+            stalled,
+            full,
             fold_failures: count(&self.shared.fold_failures),
             recoveries: count(&self.shared.recoveries),
             damaged: count(&self.shared.met.count),
         }
+    }
+
+    fn file_bytes(&self) -> u64 {
+        let files = self.shared.directory.files().unwrap_or_default();
+        files.into_iter().map(|(_, bytes)| bytes).sum()
     }
 
     fn close(&self, time: Time) -> Result<(), Error> {
@@ -447,6 +458,9 @@ impl State {
             log_bytes: self.log.used() + frozen.sum::<u64>(),
             dirty_sessions: generations.map(|generation| generation.sessions.len()).sum(),
             dirty_bytes: self.active.bytes + self.frozen_bytes(),
+            failed: self.failed.is_some(),
+            stalled: self.stalled.is_some(),
+            full: self.stalled.is_some() && self.free.is_none(),
         }
     }
 
