@@ -183,6 +183,16 @@ pub enum Error {
         reason: String,
     },
 
+    /// What is to be imported is no export, or is not what was exported any more. The lines before this
+    /// one may have been imported.
+    #[error("line {line} of the import: {reason}")]
+    Import {
+        /// Which line, counted from one.
+        line: u64,
+        /// What is wrong with it; never what is in it.
+        reason: &'static str,
+    },
+
     /// The storage below failed. Nothing was written; later it may work again.
     #[error("the storage failed")]
     Storage(#[source] Arc<dyn StdError + Send + Sync>),
@@ -227,6 +237,7 @@ impl Error {
             | Error::NotAStore { .. }
             | Error::Format { .. }
             | Error::Corrupt { .. }
+            | Error::Import { .. }
             | Error::Random(_) => false,
         }
     }
@@ -259,6 +270,7 @@ impl Error {
             Error::Format { .. } => "format",
             Error::Corrupt { .. } => "corrupt",
             Error::Storage(_) => "storage",
+            Error::Import { .. } => "import",
             Error::Random(_) => "random",
         }
     }

@@ -101,10 +101,10 @@ pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    AttributeHeat, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event, Fate,
-    Filter, Health, Keys, ListenerError, MergedSession, Options, Report, Savepoint, Session,
-    Sessions, Stats, Store, Swept, Transaction, Trouble, ViewedAttribute, ViewedContainer,
-    ViewedSession, ViewedSessions, Viewer,
+    AttributeHeat, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event,
+    ExportOptions, Exported, Fate, Filter, Health, ImportOptions, Imported, Keys, ListenerError,
+    MergedSession, OnConflict, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept,
+    Transaction, Trouble, ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
 };
 
 /// The format of the stores that this version makes and reads. It counts formats, not releases.

@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+use std::sync::mpsc;
 use std::time::Duration;
 
-use sessile::{Filter, Key, ManualClock, Options, Policy, Store, Time, Transaction, Viewer};
+use sessile::{
+    EndReason, EndedSession, Error, ExportOptions, Filter, ImportOptions, Imported, Key,
+    ManualClock, OnConflict, Options, Policy, Store, Time, Transaction, Viewer,
+};
 
 const START: Time = Time::from_secs(4_100_000_000);
 
@@ -78,4 +82,121 @@ fn what_is_found_outside_is_what_is_found_inside() {
     clock.advance_secs(6 * 60);
     assert_eq!(outside(&Filter::new().expired(), store.now()), ["early"]);
     assert_eq!(keys(&store.begin().unwrap(), &visitors, Filter::new()), ["empty", "late"]);
+}
+
+const CANARY: &str = "CANARY-7d1f";
+
+fn exported(store: &Store, options: &ExportOptions) -> String {
+    let mut lines = Vec::new();
+    store.export(&mut lines, options).unwrap();
+    String::from_utf8(lines).unwrap()
+}
+
+/// What happens where a live session is in the way is what was asked for, all of it or nothing of it.
+#[test]
+fn what_is_in_the_way_of_an_import_is_dealt_with() {
+    let clock = ManualClock::new(START);
+    let policy = || Policy::new().timeout_mins(20).on_end("farewell");
+    let (told, ends) = mpsc::channel();
+    let options = |clock: &ManualClock| {
+        let told = told.clone();
+        options(clock).on_end("farewell", move |_, session: &EndedSession, reason| {
+            told.send((session.get::<String>("from").unwrap(), reason)).unwrap();
+            Ok(())
+        })
+    };
+    let put = |store: &Store, key: &str, from: &str| {
+        let visitors = store.container_with("visitors", policy()).unwrap();
+        store.transact(|txn| txn.create(&visitors, key)?.insert("from", from)).unwrap();
+    };
+    let there = options(&clock).memory().unwrap();
+    put(&there, "both, newer there", "there");
+    let here = || {
+        let store = options(&clock).memory().unwrap();
+        put(&store, "both, newer here", "here");
+        store
+    };
+    let stores: [Store; 4] = std::array::from_fn(|_| here());
+    clock.advance_secs(60);
+    put(&there, "only there", "there");
+    put(&there, "both, newer here", "there");
+    clock.advance_secs(60);
+    for store in &stores {
+        put(store, "both, newer there", "here");
+    }
+    let lines = exported(&there, &ExportOptions::new());
+    let choices = [OnConflict::Fail, OnConflict::Skip, OnConflict::Replace, OnConflict::Newer];
+    let expected = [None, Some((1, 0, 2)), Some((1, 2, 0)), Some((1, 1, 1))];
+    for ((store, on_conflict), expected) in stores.iter().zip(choices).zip(expected) {
+        let import = ImportOptions::new().on_conflict(on_conflict);
+        let dry = store.import(lines.as_bytes(), &import.dry_run());
+        let done = store.import(lines.as_bytes(), &import);
+        let counts = |done: &Imported| (done.created, done.replaced, done.skipped);
+        assert_eq!(dry.as_ref().ok().map(counts), expected, "{on_conflict:?}");
+        assert_eq!(done.as_ref().ok().map(counts), expected, "{on_conflict:?}");
+        let visitors = store.container("visitors").unwrap();
+        let txn = store.begin().unwrap();
+        if expected.is_none() {
+            assert!(matches!(done, Err(Error::Exists { .. })));
+            assert_eq!(txn.len(&visitors).unwrap(), 2);
+        } else {
+            assert_eq!(txn.len(&visitors).unwrap(), 3);
+        }
+        store.settle();
+        let replaced = expected.map_or(0, |(_, replaced, _)| replaced);
+        for _ in 0..replaced {
+            assert_eq!(ends.try_recv().unwrap(), ("here".to_owned(), EndReason::Invalidated));
+        }
+        assert!(ends.try_recv().is_err());
+    }
+    let newer = &stores[3];
+    let visitors = newer.container("visitors").unwrap();
+    let txn = newer.begin().unwrap();
+    let from = |key| {
+        let session = txn.peek(&visitors, key).unwrap().unwrap();
+        session.get::<String>("from").unwrap().unwrap()
+    };
+    assert_eq!(from("both, newer there"), "here");
+    assert_eq!(from("both, newer here"), "there");
+}
+
+/// A log that takes less than a batch of sessions takes fewer at a time.
+#[test]
+fn a_small_log_takes_in_large_sessions() {
+    let clock = ManualClock::new(START);
+    let there = options(&clock).memory().unwrap();
+    let visitors = there.container_with("visitors", Policy::new()).unwrap();
+    for n in 0..90 {
+        let fill = |txn: &Transaction| {
+            txn.create(&visitors, format!("{n}"))?.insert("n", "x".repeat(2_000))
+        };
+        there.transact(fill).unwrap();
+    }
+    let lines = exported(&there, &ExportOptions::new());
+    let directory = tempfile::tempdir().unwrap();
+    let small = Options::new().clock(clock.clone()).segment_bytes(32 << 10);
+    let here = small.open(directory.path().join("store")).unwrap();
+    assert_eq!(here.import(lines.as_bytes(), &ImportOptions::new()).unwrap().created, 90);
+    assert_eq!(exported(&here, &ExportOptions::new()), lines);
+}
+
+/// For a bug report: nothing that sessions hold, and nobody's key.
+#[test]
+fn what_is_redacted_shows_no_secret() {
+    let store = options(&ManualClock::new(START)).memory().unwrap();
+    let visitors = store.container_with("visitors", Policy::new()).unwrap();
+    let fill = |txn: &Transaction| {
+        let session = txn.create(&visitors, CANARY)?;
+        session.insert("name", CANARY)?;
+        session.insert("nested", [[CANARY]])
+    };
+    store.transact(fill).unwrap();
+    let lines = exported(&store, &ExportOptions::new().redacted());
+    assert!(!lines.contains(CANARY), "{lines}");
+    assert!(!lines.contains(&CANARY.bytes().map(|b| format!("{b:02x}")).collect::<String>()));
+    assert!(lines.contains(&Key::from(CANARY).fingerprint()) && lines.contains("\"a list\""));
+    let refused = store.import(lines.as_bytes(), &ImportOptions::new()).unwrap_err();
+    assert!(matches!(refused, Error::Import { line: 1, .. }), "{refused}");
+    let without = exported(&store, &ExportOptions::new().without("name"));
+    assert!(!without.contains("\"name\":\"CANARY") && without.contains(CANARY));
 }

@@ -57,7 +57,8 @@ fn libraries_stay_behind_their_boundaries() {
     only_in(&["engine/embedded"], &["redb::"]);
     only_in(&["engine/embedded/records.rs"], &["bincode::"]);
     only_in(&["engine/embedded"], &["twox_hash::"]);
-    only_in(&["model/value.rs"], &["rmp_serde::", "rmpv::"]);
+    only_in(&["model/value.rs"], &["rmp_serde::"]);
+    only_in(&["model/value.rs", "model/portable.rs"], &["rmpv::"]);
     only_in(&["engine/memory.rs"], &["rpds::"]);
     only_in(&["store/observe.rs"], &["tracing::", "metrics::"]);
 }

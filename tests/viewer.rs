@@ -144,7 +144,7 @@ fn a_closed_store_is_seen() {
     assert_eq!(ada.expires(), Some(expires));
     assert!(!ada.is_expired(START) && ada.is_expired(expires));
     let size = |a: ViewedAttribute| a.name.len() + a.value.as_bytes().len();
-    assert_eq!(ada.bytes(), ada.attributes().map(size).sum());
+    assert_eq!(ada.bytes(), ada.attributes().map(size).sum::<usize>());
     assert_eq!(viewer.session("desk", "clerk").unwrap().unwrap().expires(), None);
     assert!(viewer.session("desk", "visitor 007").unwrap().is_none());
     assert!(matches!(viewer.sessions("attic"), Err(Error::NoContainer { .. })));

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::model::attributes::Attributes;
+use crate::model::attributes::{Attributes, Stamped};
 use crate::model::change::{Changes, Reads};
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
@@ -57,6 +57,18 @@ impl Life {
             extras: None,
         };
         Life { created_here: true, ..Life::found(Arc::new(base)) }
+    }
+
+    /// A session that comes from elsewhere: `record`, as a generation of its own.
+    pub(crate) fn taken_in(id: SessionId, record: &Record) -> Self {
+        let mut changes = Changes::default();
+        for (name, Stamped { value, .. }) in record.attributes.iter() {
+            changes.put(name, Some(value), &Reads::default(), Time::default());
+        }
+        changes.modified = record.last_modified;
+        let (attributes, revision) = (Attributes::new(), Revision::default());
+        let base = Record { id, revision, bucket: timeslice::NEVER, attributes, ..record.clone() };
+        Life { created_here: true, changes, ..Life::found(Arc::new(base)) }
     }
 
     /// The times of the session with this transaction's own accesses, and no attributes.

@@ -13,6 +13,7 @@ pub(crate) mod draft;
 pub(crate) mod key;
 pub(crate) mod merge;
 pub(crate) mod policy;
+pub(crate) mod portable;
 pub(crate) mod session;
 pub(crate) mod timeslice;
 pub(crate) mod token;

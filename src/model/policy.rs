@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, LimitKind};
 use crate::model::key::Key;
 use crate::model::session::Size;
@@ -12,7 +14,8 @@ use crate::model::session::Size;
 /// Merging writes ([`Session::add`](crate::Session::add) and its kin) need no rule: they never
 /// conflict. A rule is asked about plain writes, and only when the attribute has changed since the
 /// transaction's snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Rule {
     /// A blind write takes effect after the one that is stored; a write of what was read before
@@ -50,7 +53,8 @@ impl Rule {
 ///
 /// One that ends a session or sets a policy is always [`Immediate`](Durability::Immediate), and one that
 /// does no more than note that sessions were used always [`Relaxed`](Durability::Relaxed).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// As soon as it is written: it survives the end of the process, and that of the machine from
     /// at most [`Options::sync_delay`](crate::Options::sync_delay) later on.
@@ -61,7 +65,8 @@ pub enum Durability {
 }
 
 /// What happens at a limit of live sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AtLimit {
     /// The new one is refused. The default.
@@ -74,7 +79,8 @@ pub enum AtLimit {
 
 /// What happens when an attribute holds something else than is asked for, as it may after the
 /// application has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnMismatch {
     /// The call fails with [`Error::Type`](crate::Error::Type). The default.
@@ -99,7 +105,8 @@ pub enum OnMismatch {
 ///     .rule("theme", Rule::LastWriter);
 /// assert_eq!(policy.timeout_secs, 1800);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Policy {
     /// Seconds a session lives after its last access, at least. Zero: for ever. Must be a whole

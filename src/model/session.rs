@@ -50,7 +50,7 @@ impl fmt::Display for CommitId {
 }
 
 /// What tells one generation of a key from the next: 128 random bits, never reused, no secret.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub(crate) u128);
 
 impl fmt::Display for SessionId {
@@ -69,7 +69,7 @@ impl fmt::Debug for SessionId {
 pub(crate) type Name = Arc<str>;
 
 /// One session as one commit left it. Shared and never changed: a change makes another.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Record {
     pub id: SessionId,
     /// The last commit that changed anything here, touches included.

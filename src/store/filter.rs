@@ -147,13 +147,13 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::attributes::{Attribute, Attributes};
+    use crate::model::attributes::{Attributes, Stamped};
     use crate::model::session::{Principal, Revision, SessionId};
     use crate::model::timeslice;
 
     fn record() -> Arc<Record> {
         let attribute =
-            |value: u64| Attribute { value: Value::of(&value).unwrap(), revision: Revision(1) };
+            |value: u64| Stamped { value: Value::of(&value).unwrap(), revision: Revision(1) };
         let attributes: Attributes =
             [("n".into(), attribute(5)), ("short".into(), attribute(6))].into_iter().collect();
         let mut record = Record {

@@ -8,12 +8,13 @@ use crate::model::container::{ContainerId, Place};
 use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
-use crate::model::session::{Revision, SessionId};
+use crate::model::session::{Record, Revision, SessionId};
 use crate::store::commit::{Intent, Request, Work};
 use crate::store::container::Container;
 use crate::store::door::Door;
 use crate::store::events::Event;
 use crate::store::filter::Filter;
+use crate::store::import::{Arrival, OnConflict};
 use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
 use crate::store::observe;
@@ -142,6 +143,41 @@ impl Transaction {
             self.tell_start(listener, &session)?;
         }
         Ok(session)
+    }
+
+    /// Takes in a session that comes from elsewhere. Nobody is told of its start.
+    pub(crate) fn take_in(
+        &self,
+        container: &Container,
+        key: &Key,
+        record: &Record,
+        on_conflict: OnConflict,
+    ) -> Result<Arrival, Error> {
+        let place = self.place(container, key)?;
+        self.workspace.settings(place.0)?.check_key(key)?;
+        let life = Life::taken_in(self.workspace.door.chance.session_id(), record);
+        self.workspace.with_draft(&place, |draft, policy, now| {
+            if record.is_expired(policy, now) {
+                return Ok(Arrival::Expired);
+            }
+            let mut arrival = Arrival::Created;
+            if let Some(here) = draft.live_mut(policy, now) {
+                let is_newer = here.last_accessed() < record.last_accessed;
+                match on_conflict {
+                    OnConflict::Replace => {}
+                    OnConflict::Newer if is_newer => {}
+                    OnConflict::Skip | OnConflict::Newer => return Ok(Arrival::Skipped),
+                    OnConflict::Fail => {
+                        let (container, session) = (container.name(), key.fingerprint());
+                        return Err(Error::Exists { container: container.to_owned(), session });
+                    }
+                }
+                here.ended = true;
+                arrival = Arrival::Replaced;
+            }
+            draft.lives.push(life);
+            Ok(arrival)
+        })?
     }
 
     /// Whether a live session has the key. An access, like [`get`](Transaction::get).

@@ -145,6 +145,10 @@ impl Viewer {
         self.viewing.damaged()
     }
 
+    pub(crate) fn viewing(&self) -> &Arc<Viewing> {
+        &self.viewing
+    }
+
     fn container(&self, name: &str) -> Result<&Arc<ContainerState>, Error> {
         let mut containers = self.viewing.containers.values();
         containers
