@@ -101,7 +101,7 @@ pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    AttributeHeat, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event,
+    AttributeHeat, Backup, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event,
     ExportOptions, Exported, Fate, Filter, Health, ImportOptions, Imported, Keys, ListenerError,
     MergedSession, OnConflict, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept,
     Transaction, Trouble, ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,

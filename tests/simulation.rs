@@ -27,6 +27,7 @@ mod simulation_support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use simulation_support::backups::Story;
 use simulation_support::chance::Chance;
 use simulation_support::disk::{Fault, FaultKind, Image, Op};
 use simulation_support::faults::{Remedy, Run};
@@ -66,6 +67,49 @@ fn power_cuts() {
     suite.run(make, |(seed, case)| {
         suite.case(seed, || case.what.clone(), || case.verify());
     });
+    suite.finish();
+}
+
+/// G-R8: the power is cut while a backup is made, after every operation.
+#[test]
+fn power_cuts_during_a_backup() {
+    let size = Size::get();
+    let test = "power_cuts_during_a_backup";
+    let suite = Suite::new("G-R8", "power cuts during a backup", test, size.of(20_000, 50_000));
+    let make = |send: &mut dyn FnMut((u64, Arc<Story>, String, bool, Image))| {
+        for seed in suite.seeds() {
+            let story = suite.case(seed, || "the backup".to_owned(), || Story::new(seed));
+            let Some(story) = story.map(Arc::new) else { continue };
+            let images = story.cuts(4, &mut Chance::new(seed));
+            suite.count(images.len() as u64);
+            for (what, is_done, image) in images {
+                send((seed, Arc::clone(&story), what, is_done, image));
+            }
+        }
+    };
+    suite.run(make, |(seed, story, what, is_done, image)| {
+        suite.case(seed, || what.clone(), || story.verify(is_done, image, seed));
+    });
+    suite.finish();
+}
+
+/// G-R8: an operation fails while a backup is made.
+#[test]
+fn failures_during_a_backup() {
+    let size = Size::get();
+    let test = "failures_during_a_backup";
+    let suite = Suite::new("G-R8", "failures during a backup", test, size.of(3_000, 10_000));
+    suite.run(
+        |send: &mut dyn FnMut(u64)| suite.seeds().for_each(|seed| (suite.count(1), send(seed)).1),
+        |seed| {
+            let fail = || Story::fail(seed, &mut Chance::new(seed));
+            match suite.case(seed, || "a failure".to_owned(), fail) {
+                Some(true) => suite.outcome("failed"),
+                Some(false) => suite.outcome("made all the same"),
+                None => {}
+            }
+        },
+    );
     suite.finish();
 }
 
@@ -353,7 +397,7 @@ fn rot_while_open() {
 #[test]
 fn creation() {
     let size = Size::get();
-    let suite = Suite::new("G-R11a", "creation", "creation", size.of(2_000, 50_000));
+    let suite = Suite::new("G-R11a", "creation", "creation", size.of(20_000, 50_000));
     let make = |send: &mut dyn FnMut(Found)| {
         for seed in suite.seeds() {
             let mut chance = Chance::new(seed);

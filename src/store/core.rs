@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
 
+use crate::engine::embedded::disk::Disk;
 use crate::engine::{Engine, Listener, Notice, View};
 use crate::error::Error;
 use crate::model::clock::{Clock, StoreTime, Time};
@@ -42,6 +43,8 @@ pub(crate) struct Bounds {
 
 pub(crate) struct Core {
     pub engine: Arc<dyn Engine>,
+    /// Where the files of the store lie, and its backups.
+    pub disk: Arc<dyn Disk>,
     pub clock: Arc<dyn Clock>,
     pub time: StoreTime,
     pub chance: Chance,

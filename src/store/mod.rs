@@ -3,6 +3,7 @@
 //! Containers, transactions, snapshots, the merge at commit, limits, expiry, listeners. Deliberately
 //! absent: where the bytes lie (that is `engine`), and cookies (that is a web layer's).
 
+mod backup;
 mod chance;
 mod commit;
 mod container;
@@ -60,6 +61,7 @@ use crate::store::stats::Counters;
 use crate::store::versions::Versions;
 use crate::threads;
 
+pub use backup::Backup;
 pub use container::Container;
 pub use events::Event;
 pub use export::{ExportOptions, Exported};
@@ -168,6 +170,7 @@ impl Store {
         let resident = options.bounds.resident_bytes_max;
         let core = Arc::new(Core {
             engine: Arc::new(engine),
+            disk: options.disk,
             clock,
             time,
             chance: Chance::new(options.seed)?,

@@ -44,7 +44,7 @@ pub struct Options {
     pub(crate) bounds: Bounds,
     pub(crate) resolvers: Resolvers,
     pub(crate) listeners: Registered,
-    disk: Arc<dyn Disk>,
+    pub(crate) disk: Arc<dyn Disk>,
     segment_bytes: u64,
     verify: bool,
     fold_inline: Option<u64>,

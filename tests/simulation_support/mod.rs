@@ -1,5 +1,6 @@
 //! What the simulation is made of, from the bottom up.
 
+pub(crate) mod backups;
 pub(crate) mod chance;
 pub(crate) mod content;
 pub(crate) mod disk;

@@ -4,6 +4,7 @@
 //! here asks the store how it does it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use sessile::{
@@ -172,6 +173,13 @@ pub(crate) enum Trouble {
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         Trouble::Error(error)
+    }
+}
+
+/// Of the simulated disk, where it was to work.
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Violation(error.to_string())
     }
 }
 

@@ -31,7 +31,7 @@ use crate::error::Error;
 
 const CREATING: &str = "creating";
 const MARKER_IN_THE_MAKING: &str = "sessile.new";
-const ASIDE: &str = "aside-";
+pub(super) const ASIDE: &str = "aside-";
 
 /// What to do about a store that is or is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,11 +99,9 @@ impl Directory {
         }
     }
 
-    /// A directory of which nothing is known yet. Files are opened as long as the store is open, and
-    /// the process may change its own directory. A slash at the end would follow a symbolic link.
+    /// A directory of which nothing is known yet.
     fn unlocked(disk: Arc<dyn Disk>, path: &Path, id: StoreId) -> Result<Self, Error> {
-        let path = std::path::absolute(path).map_err(|error| at(path, error))?;
-        let path = path.components().collect();
+        let path = absolute(path)?;
         Ok(Directory { disk, path, id, is_new: false, machine_restarted: false, lock: None })
     }
 
@@ -326,6 +324,13 @@ impl Directory {
     fn not_regular(&self, name: &str) -> Error {
         self.refusal(&format!("`{name}` is no regular file"))
     }
+}
+
+/// Files are opened as long as the store is open, and the process may change its own directory. A slash
+/// at the end would follow a symbolic link.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let path = std::path::absolute(path).map_err(|error| at(path, error))?;
+    Ok(path.components().collect())
 }
 
 /// What lies at a path, other than what is refused.

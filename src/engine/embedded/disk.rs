@@ -49,7 +49,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// As for [`kind`](Disk::kind).
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Renames a file within a directory, in one step; what was there under the new name goes.
+    /// Renames a file within a directory, in one step; what was there under the new name goes. A
+    /// directory is renamed to what is no name yet.
     ///
     /// # Errors
     ///

@@ -15,6 +15,7 @@
 //! Nothing outside this folder names a type of redb's.
 
 mod backend;
+pub(crate) mod backup;
 pub(crate) mod check;
 mod directory;
 pub(crate) mod disk;
