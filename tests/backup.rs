@@ -85,6 +85,8 @@ fn a_backup_under_load_is_one_commit() {
                 let before = store.stats().revision;
                 let backup = store.backup_to(path(&format!("backup-{n}"))).unwrap();
                 assert!(backup.revision >= before, "what was committed before is in it");
+                let checked = store.check().unwrap();
+                assert!(checked.problems.is_empty(), "{checked:?}");
                 backup
             })
             .collect();

@@ -27,7 +27,7 @@ mod simulation_support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use simulation_support::backups::Story;
+use simulation_support::backups::{Left, Story};
 use simulation_support::chance::Chance;
 use simulation_support::disk::{Fault, FaultKind, Image, Op};
 use simulation_support::faults::{Remedy, Run};
@@ -76,19 +76,19 @@ fn power_cuts_during_a_backup() {
     let size = Size::get();
     let test = "power_cuts_during_a_backup";
     let suite = Suite::new("G-R8", "power cuts during a backup", test, size.of(20_000, 50_000));
-    let make = |send: &mut dyn FnMut((u64, Arc<Story>, String, bool, Image))| {
+    type Found = (u64, Arc<Story>, Left);
+    let make = |send: &mut dyn FnMut(Found)| {
         for seed in suite.seeds() {
             let story = suite.case(seed, || "the backup".to_owned(), || Story::new(seed));
             let Some(story) = story.map(Arc::new) else { continue };
             let images = story.cuts(4, &mut Chance::new(seed));
             suite.count(images.len() as u64);
-            for (what, is_done, image) in images {
-                send((seed, Arc::clone(&story), what, is_done, image));
-            }
+            images.into_iter().for_each(|left| send((seed, Arc::clone(&story), left)));
         }
     };
-    suite.run(make, |(seed, story, what, is_done, image)| {
-        suite.case(seed, || what.clone(), || story.verify(is_done, image, seed));
+    suite.run(make, |(seed, story, left)| {
+        let what = left.0.clone();
+        suite.case(seed, || what.clone(), || story.verify(left, seed));
     });
     suite.finish();
 }

@@ -5,6 +5,7 @@
 
 mod backup;
 mod chance;
+mod check;
 mod commit;
 mod container;
 mod core;

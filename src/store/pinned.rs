@@ -76,7 +76,8 @@ impl Pinned {
         Ok((found.into_keys().collect(), next))
     }
 
-    fn rows(
+    /// The same with what there is of their records.
+    pub(crate) fn rows(
         &self,
         container: ContainerId,
         from: &Key,
@@ -139,7 +140,7 @@ impl Pinned {
 }
 
 /// Goes through page after page, until `visit` has seen enough.
-fn walk<T, From>(
+pub(crate) fn walk<T, From>(
     first: From,
     page: impl Fn(&From) -> Result<Page<T, From>, Error>,
     mut visit: impl FnMut(T) -> Result<ControlFlow<()>, Error>,

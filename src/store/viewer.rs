@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::engine::embedded::check::{self, Checked};
+use crate::engine::embedded::check::{self, Checked, Problem};
 use crate::engine::embedded::disk::LocalDisk;
 use crate::engine::embedded::viewing::{ViewedStore, Viewing};
 use crate::error::Error;
@@ -15,6 +15,7 @@ use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Record, Revision, SessionId};
 use crate::model::value::Value;
+use crate::store::check::check_meaning;
 use crate::store::filter::Filter;
 
 /// One committed state of a store, looked at from outside.
@@ -71,7 +72,12 @@ impl Viewer {
     /// What keeps from checking, as for [`open`](Viewer::open). What is damaged is a
     /// [problem](Checked::problems).
     pub fn check(path: impl AsRef<Path>) -> Result<Checked, Error> {
-        check::check(Arc::new(LocalDisk), path.as_ref())
+        let mut checked = check::check(Arc::new(LocalDisk), path.as_ref())?;
+        let is_file = |problem: &Problem| matches!(problem, Problem::File { .. });
+        if !checked.problems.iter().any(is_file) {
+            check_meaning(&*Viewer::open(path)?.viewing, &mut checked)?;
+        }
+        Ok(checked)
     }
 
     /// What is known of the store itself.

@@ -89,6 +89,11 @@ impl<'a> Still<'a> {
         }
     }
 
+    /// Everything that is pinned, by number.
+    pub(crate) fn pinned(&self) -> impl Iterator<Item = &Pinned> {
+        self.pinned.values()
+    }
+
     /// The same, once nothing can take it back: see [`Durability::Relaxed`](crate::Durability).
     pub(crate) fn durable(core: &'a Core) -> Result<Self, Error> {
         let still = Still::of(core)?;

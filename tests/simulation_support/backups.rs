@@ -32,6 +32,9 @@ fn options(disk: SimDisk, seed: u64) -> Options {
     options.segment_bytes(16 << 10).fold_inline()
 }
 
+/// What a power cut has left: in words, whether the backup had been acknowledged, and the disk.
+pub(crate) type Left = (String, bool, Image);
+
 /// What a store holds: two of one digest hold the same.
 fn digest(store: &Store) -> Result<String, Error> {
     let exported = store.export(std::io::sink(), &ExportOptions::new())?;
@@ -104,7 +107,7 @@ impl Story {
     }
 
     /// What power cuts leave at each moment of the backup, and a little later.
-    pub(crate) fn cuts(&self, cuts: usize, chance: &mut Chance) -> Vec<(String, bool, Image)> {
+    pub(crate) fn cuts(&self, cuts: usize, chance: &mut Chance) -> Vec<Left> {
         let mut platter = Platter::new(&Image::default());
         let mut images = Vec::new();
         for (at, op) in self.disk.trace().iter().enumerate() {
@@ -123,7 +126,7 @@ impl Story {
     }
 
     /// What a power cut left: a whole backup, or none; and there can be another one.
-    pub(crate) fn verify(&self, is_done: bool, image: Image, seed: u64) -> Result<(), Trouble> {
+    pub(crate) fn verify(&self, (_, is_done, image): Left, seed: u64) -> Result<(), Trouble> {
         let disk = SimDisk::new(image, false);
         let is_there = disk.kind(Path::new(COPY))?.is_some();
         if is_there {

@@ -21,8 +21,9 @@ use crate::error::Error;
 use crate::model::container::ContainerId;
 use crate::model::key::Key;
 
-/// What [`Viewer::check`](crate::Viewer::check) looked at, and what was wrong with it.
-#[derive(Clone, Debug)]
+/// What [`Viewer::check`](crate::Viewer::check) or [`Store::check`](crate::Store::check) looked at, and
+/// what was wrong with it.
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Checked {
     /// Whether somebody has the store open; `None` if it is too damaged to tell.
@@ -75,6 +76,13 @@ pub enum Problem {
         /// The fingerprint of the session's key.
         session: String,
     },
+    /// A session is filed in the expiry index under a time after its own: it would end too late.
+    Late {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+    },
     /// A container says that it has more sessions, or fewer, than there are.
     Count {
         /// The name of the container.
@@ -105,6 +113,12 @@ impl fmt::Display for Problem {
                 f,
                 "session {session} of {container:?}: the expiry index has a row that is not its own"
             ),
+            Problem::Late { container, session } => {
+                write!(
+                    f,
+                    "session {session} of {container:?}: it is filed too late in the expiry index"
+                )
+            }
             Problem::Count { container, noted, found } => {
                 write!(f, "{container:?} says that it has {noted} sessions, and it has {found}")
             }
@@ -122,16 +136,7 @@ const ROWS: u64 = 1_024;
 
 pub(crate) fn check(disk: Arc<dyn Disk>, path: &Path) -> Result<Checked, Error> {
     let directory = Directory::find(disk, path)?;
-    let mut checked = Checked {
-        state: None,
-        log_batches: 0,
-        containers: 0,
-        records: 0,
-        index_rows: 0,
-        pages: false,
-        problems: Vec::new(),
-        more_problems: 0,
-    };
+    let mut checked = Checked::default();
     match viewing::see(&directory) {
         Ok((seen, beyond)) => {
             checked.state = Some(seen.state(&directory));
@@ -147,7 +152,7 @@ pub(crate) fn check(disk: Arc<dyn Disk>, path: &Path) -> Result<Checked, Error> 
 }
 
 impl Checked {
-    fn note(&mut self, problem: Problem) {
+    pub(crate) fn note(&mut self, problem: Problem) {
         match self.problems.len() < PROBLEMS_MAX {
             true => self.problems.push(problem),
             false => self.more_problems += 1,
