@@ -144,8 +144,13 @@ impl Record {
         let mut record = Record::clone(self);
         let mut gone = Edits::new();
         record.set_extras(|extras| {
-            let over = extras.lapses.extract_if(.., |_, until| *until <= now);
-            gone.extend(over.map(|(name, _)| (name, None)));
+            extras.lapses.retain(|name, until| {
+                let stays = *until > now;
+                if !stays {
+                    gone.insert(Arc::clone(name), None);
+                }
+                stays
+            });
         });
         record.attributes = record.attributes.edited(&gone);
         Arc::new(record)

@@ -29,7 +29,7 @@ pub(crate) struct Story {
 fn options(disk: SimDisk, seed: u64) -> Options {
     let clock = ManualClock::new(START);
     let options = Options::new().disk(disk).clock(clock).sweep_every(None).seed(seed);
-    options.segment_bytes(16 << 10).fold_inline()
+    options.segment_bytes(16 << 10).fold_inline(1)
 }
 
 /// What a power cut has left: in words, whether the backup had been acknowledged, and the disk.
