@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::model::clock::ClockTrouble;
 use crate::model::merge::ResolverTrouble;
@@ -19,6 +19,11 @@ use crate::store::lock;
 pub enum Event {
     /// A session has ended, and the end is durable.
     Ended(Arc<EndedSession>, EndReason),
+    /// So many events would stand here, and do not: this subscriber was too slow to receive them.
+    Dropped {
+        /// How many.
+        count: u64,
+    },
     /// A listener failed or panicked; the store went on.
     ListenerFailed {
         /// The name it was registered under.
@@ -100,25 +105,93 @@ pub enum Event {
 /// How many events wait for one subscriber before the next is dropped.
 const CAPACITY: usize = 1_024;
 
-/// Those who receive. A slow one loses events, and nobody waits for it.
+/// Those who receive. A slow one loses events, is told so, and nobody waits for it.
 #[derive(Default)]
-pub(crate) struct Events(Mutex<Vec<Sender<Event>>>);
+pub(crate) struct Events(Mutex<Vec<Subscriber>>);
+
+struct Subscriber {
+    sender: Sender<Event>,
+    /// Events that it has lost and was not told of.
+    dropped: u64,
+}
 
 impl Events {
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = bounded(CAPACITY);
-        lock(&self.0).push(sender);
+        lock(&self.0).push(Subscriber { sender, dropped: 0 });
         receiver
     }
 
     pub(crate) fn send(&self, event: &Event, dropped: &AtomicU64) {
-        lock(&self.0).retain(|subscriber| match subscriber.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
+        lock(&self.0).retain_mut(|subscriber| {
+            let sent = subscriber.tell_dropped().and_then(|()| {
+                let sent = subscriber.sender.try_send(event.clone());
+                sent.map_err(|error| error.is_full())
+            });
+            if sent == Err(true) {
+                subscriber.dropped += 1;
                 dropped.fetch_add(1, Ordering::Relaxed);
-                true
             }
-            Err(TrySendError::Disconnected(_)) => false,
+            sent != Err(false)
         });
+    }
+
+    /// Tells those who have lost events and have room for this one again.
+    pub(crate) fn tell_dropped(&self) {
+        lock(&self.0).retain_mut(|subscriber| subscriber.tell_dropped() != Err(false));
+    }
+}
+
+impl Subscriber {
+    /// Says in the place of the events that are missing that they are; the error says whether there is
+    /// no room, or else nobody who receives.
+    fn tell_dropped(&mut self) -> Result<(), bool> {
+        if self.dropped > 0 {
+            let event = Event::Dropped { count: self.dropped };
+            self.sender.try_send(event).map_err(|error| error.is_full())?;
+            self.dropped = 0;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_slow_is_told_what_is_missing_in_its_place() {
+        let (events, dropped) = (Events::default(), AtomicU64::new(0));
+        let (slow, quick) = (events.subscribe(), events.subscribe());
+        let send = |n: usize| {
+            let event = Event::SnapshotsGivenUp { count: n, age_max: Duration::ZERO };
+            events.send(&event, &dropped);
+        };
+        let told = |receiver: &Receiver<Event>| match receiver.try_recv() {
+            Ok(Event::SnapshotsGivenUp { count, .. }) => Some(count as i64),
+            Ok(Event::Dropped { count }) => Some(-(count as i64)),
+            _ => None,
+        };
+        for n in 0..CAPACITY + 10 {
+            send(n);
+            assert_eq!(told(&quick), Some(n as i64));
+        }
+        assert_eq!(dropped.load(Ordering::Relaxed), 10);
+        // There is room for the news, and not for the event besides.
+        assert_eq!(told(&slow), Some(0));
+        send(5_000);
+        assert_eq!(told(&quick), Some(5_000));
+        (1..CAPACITY as i64).for_each(|n| assert_eq!(told(&slow), Some(n)));
+        assert_eq!(told(&slow), Some(-10));
+        assert_eq!(told(&slow), None);
+        // The one that came meanwhile is told of when something happens, or soon.
+        events.tell_dropped();
+        assert_eq!(told(&slow), Some(-1));
+        send(6_000);
+        assert_eq!((told(&slow), told(&quick)), (Some(6_000), Some(6_000)));
+        assert_eq!((told(&slow), told(&quick)), (None, None));
+        drop(slow);
+        send(7_000);
+        assert_eq!(lock(&events.0).len(), 1);
     }
 }

@@ -132,6 +132,7 @@ pub(crate) fn run(core: &Core, every: Duration, stop: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
         core.there_is_room();
         core.tidy();
+        core.events.tell_dropped();
         if let Some(since) = fold.stalled(core.engine.gauges(), core.clock.elapsed()) {
             core.event(&Event::FoldStalled { since });
         }

@@ -442,7 +442,8 @@ impl Store {
     }
 
     /// What happens from now on. Of more than 1,024 events that wait to be received, the newer are
-    /// dropped and counted in [`Stats::events_dropped`]; nobody waits for a receiver.
+    /// dropped and counted in [`Stats::events_dropped`]; nobody waits for a receiver. In their place it
+    /// is told how many are missing ([`Event::Dropped`]), as soon as there is room for that.
     pub fn events(&self) -> Receiver<Event> {
         self.core.events.subscribe()
     }
