@@ -56,6 +56,8 @@
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
 //!   period**, by the store's time: it never goes back, and believes a wall clock that is ahead by
 //!   up to a day. Expired sessions leave by themselves.
+//! - **Every end is told** to the listener of its container, after it is durable, in the order of the
+//!   commits: once, or again after a crash. A listener that fails is called again, a few times.
 //! - **The limit of a container counts live sessions only** and cannot be overshot.
 //!
 //! # What is not
@@ -63,8 +65,8 @@
 //! - *Write skew*: what is read and not written is not validated. [`Session::require`] validates an
 //!   attribute by name.
 //! - A store belongs to one process at a time (others may look), and a container stays in its store for good.
-//! - Ends are told to listeners exactly once while the process lives; those of the last moment
-//!   before a crash may not be.
+//! - *Telling of an end twice, never*: a crash right after a listener was told may come before that is
+//!   noted. Then it is told again.
 //! - There is no copy to be had of a store in use. To back one up, close it and copy its directory.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
 //!

@@ -50,6 +50,7 @@ fn secrets_are_not_shown() {
             assert!(!format!("{session:?}").contains(CANARY));
             Err(CANARY.into())
         })
+        .end_attempts(1)
         .memory()
         .unwrap();
     let events = store.events();

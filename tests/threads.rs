@@ -439,6 +439,7 @@ fn listeners_may_do_as_they_please() {
             Err("and fail".into())
         })
         .on_end("panic", |_, _, _| panic!("a listener may panic"))
+        .end_attempts(1)
         .memory()
         .unwrap();
     let events = store.events();
@@ -592,6 +593,7 @@ fn ends_do_not_pile_up_without_bound() {
         .wait_budget(Duration::from_millis(1))
         .ends_pending_max(10)
         .on_end("stuck", move |_, _, _| Ok(released.lock().unwrap().recv()?))
+        .end_attempts(1)
         .memory()
         .unwrap();
     let policy = Policy::new().timeout_secs(20).on_end("stuck");

@@ -48,35 +48,34 @@ pub(crate) struct Batch {
     pub only_ends: bool,
 }
 
+impl SessionChange {
+    /// About as many bytes as it takes to write this down, and never fewer.
+    pub(crate) fn weight(&self) -> usize {
+        let names = |record: &Record| record.attributes.names().map(|name| 8 + name.len()).sum();
+        let attributes = match (&self.before, &self.after) {
+            (_, None) => 0,
+            // Mostly it was only used.
+            (Some(old), Some(new)) if old.attributes.is(&new.attributes) && old.id == new.id => 0,
+            // At worst all that it had is gone, and all that it has is new.
+            (old, Some(new)) => {
+                let Size { attributes, bytes } = new.size();
+                bytes + 24 * attributes + old.as_deref().map_or(0, names)
+            }
+        };
+        let extras = match (&self.before, &self.after) {
+            (Some(old), Some(new)) if old.extras == new.extras && old.id == new.id => 0,
+            (_, after) => {
+                let extras = after.as_ref().and_then(|after| after.extras.as_ref());
+                extras.map_or(0, |extras| extras.weight())
+            }
+        };
+        128 + self.place.1.as_bytes().len() + attributes + extras
+    }
+}
+
 impl Commit {
     /// About as many bytes as it takes to write this down, and never fewer.
     pub(crate) fn weight(&self) -> usize {
-        let session = |change: &SessionChange| {
-            let names =
-                |record: &Record| record.attributes.names().map(|name| 8 + name.len()).sum();
-            let attributes = match (&change.before, &change.after) {
-                (_, None) => 0,
-                // Mostly it was only used.
-                (Some(old), Some(new))
-                    if old.attributes.is(&new.attributes) && old.id == new.id =>
-                {
-                    0
-                }
-                // At worst all that it had is gone, and all that it has is new.
-                (old, Some(new)) => {
-                    let Size { attributes, bytes } = new.size();
-                    bytes + 24 * attributes + old.as_deref().map_or(0, names)
-                }
-            };
-            let extras = match (&change.before, &change.after) {
-                (Some(old), Some(new)) if old.extras == new.extras && old.id == new.id => 0,
-                (_, after) => {
-                    let extras = after.as_ref().and_then(|after| after.extras.as_ref());
-                    extras.map_or(0, |extras| extras.weight())
-                }
-            };
-            128 + change.place.1.as_bytes().len() + attributes + extras
-        };
         let container = |state: &Arc<ContainerState>| {
             let policy = &state.policy;
             let rule = |rule: &Rule| match rule {
@@ -89,7 +88,7 @@ impl Commit {
             let from = state.refile_from.as_ref().map_or(0, |key| key.as_bytes().len());
             320 + from + rule(&policy.default_rule) + rules.sum::<usize>() + names.sum::<usize>()
         };
-        let sessions: usize = self.sessions.iter().map(session).sum();
+        let sessions: usize = self.sessions.iter().map(SessionChange::weight).sum();
         16 + sessions + self.containers.iter().map(container).sum::<usize>()
     }
 }

@@ -25,13 +25,16 @@ pub(crate) enum Kind {
 impl ContainerId {
     const BITS: u32 = 28;
 
+    /// No container has this number: what lies beside it is about all of them.
+    pub(crate) const STORE: ContainerId = ContainerId(0);
+
     /// The number of the store's own notes beside this container.
-    pub(crate) fn of(self, kind: Kind) -> ContainerId {
+    pub(crate) const fn of(self, kind: Kind) -> ContainerId {
         ContainerId(self.container().0 | (kind as u32) << Self::BITS)
     }
 
     /// The container that this, or what this is beside, is.
-    pub(crate) fn container(self) -> ContainerId {
+    pub(crate) const fn container(self) -> ContainerId {
         ContainerId(self.0 & ((1 << Self::BITS) - 1))
     }
 

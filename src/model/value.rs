@@ -48,6 +48,22 @@ impl Value {
         &self.block[self.start as usize..self.end as usize]
     }
 
+    /// Plain bytes, as one value.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut value = Vec::with_capacity(5 + bytes.len());
+        rmpv::encode::write_value_ref(&mut value, &rmpv::ValueRef::Binary(bytes))
+            .expect("a Vec takes every byte");
+        Value::whole(value)
+    }
+
+    /// The plain bytes, if it is that.
+    pub(crate) fn to_bytes(&self) -> Option<&[u8]> {
+        match rmpv::decode::read_value_ref(&mut self.as_bytes()) {
+            Ok(rmpv::ValueRef::Binary(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// What the value is, for people: `"a string"`, `"a map"`.
     pub fn kind(&self) -> &'static str {
         match self.decode() {

@@ -49,11 +49,12 @@ use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::session::{CommitId, Revision};
 use crate::store::core::Core;
+use crate::store::courier::EndBatch;
 use crate::store::events::Event;
-use crate::store::listeners::{EndBatch, EndReason};
+use crate::store::listeners::EndReason;
 use crate::store::lock;
 use crate::store::observe;
-use crate::store::outcome::{Reply, Report};
+use crate::store::outcome::{Reply, Report, slot};
 use crate::store::round::Round;
 use crate::store::stats::Counters;
 use crate::threads;
@@ -86,6 +87,10 @@ pub(crate) enum Work {
         keys: Vec<Key>,
         next: Option<Key>,
     },
+    /// These ends need not be written down any more.
+    Acknowledge {
+        ends: Vec<Key>,
+    },
 }
 
 impl Work {
@@ -97,6 +102,7 @@ impl Work {
             Work::Sweep { .. } | Work::Refile { .. } => bound,
             Work::Transaction(intent) if intent.ends() > 1 => bound,
             Work::Transaction(_) | Work::Make { .. } => bound.saturating_mul(16),
+            Work::Acknowledge { .. } => u64::MAX,
         }
     }
 }
@@ -220,6 +226,20 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
     }
 }
 
+/// Does what is left to do when the committer has ended and nobody waits for a verdict.
+pub(crate) fn finish(core: &Core, works: Vec<Work>) {
+    if works.is_empty() || core.fence.get().is_some() {
+        return;
+    }
+    let (sender, queue) = bounded(works.len());
+    for work in works {
+        let request = Request { work, reply: slot().0 };
+        sender.send(request).expect("there is room for all of them");
+    }
+    drop(sender);
+    run(core, &*core.engine, &queue);
+}
+
 impl Committer<'_> {
     /// Waits for requests, and for a moment for more of them; false if there will be none.
     fn gather(&mut self, requests: &mut VecDeque<Request>) -> bool {
@@ -284,18 +304,8 @@ impl Committer<'_> {
                 break;
             }
         }
-        let Round {
-            now,
-            commits,
-            ended,
-            started,
-            revision,
-            made,
-            durability,
-            only_ends,
-            has_overflowed,
-            ..
-        } = round;
+        let Round { now, commits, ended, unwritten, started, revision, made, .. } = round;
+        let Round { durability, only_ends, has_overflowed, .. } = round;
         if commits.is_empty() {
             return self.answer(verdicts);
         }
@@ -307,7 +317,7 @@ impl Committer<'_> {
         let durable = durability == Durability::Immediate || !ended.is_empty() || too_much;
         let epoch = engine.epoch();
         let written = caught(|| engine.apply(Batch { time: now, commits, only_ends }, durable));
-        let effects = Effects { revision, count, ended, started, made };
+        let effects = Effects { revision, count, ended, unwritten, started, made };
         match written {
             Ok(()) => {
                 match durable {
@@ -452,6 +462,7 @@ struct Effects {
     revision: Revision,
     count: usize,
     ended: EndBatch,
+    unwritten: usize,
     started: usize,
     made: Vec<(Arc<str>, ContainerId)>,
 }
@@ -469,6 +480,7 @@ impl Effects {
         Counters::add(&counters.commits, self.count);
         Counters::add(&counters.started, self.started);
         Counters::add(&counters.ended, self.ended.len());
+        Counters::add(&counters.ends_unwritten, self.unwritten);
         let expired = self.ended.iter().filter(|(_, reason)| *reason == EndReason::Expired).count();
         Counters::add(&counters.expired, expired);
         observe::published(self.started, &self.ended);

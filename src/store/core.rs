@@ -18,9 +18,10 @@ use crate::model::merge::Resolvers;
 use crate::model::session::Revision;
 use crate::store::chance::Chance;
 use crate::store::commit::{Request, Work};
+use crate::store::courier::Ends;
 use crate::store::events::{Event, Events};
 use crate::store::heat::Heat;
-use crate::store::listeners::{Ends, Registered};
+use crate::store::listeners::Registered;
 use crate::store::lock;
 use crate::store::observe;
 use crate::store::outcome::{Report, slot, wake};
@@ -36,6 +37,8 @@ pub(crate) struct Bounds {
     pub snapshot_age_max: Duration,
     pub version_bytes_max: usize,
     pub ends_pending_max: u64,
+    /// How often a listener of ends is called at the most for one of them.
+    pub end_attempts: u32,
     pub resident_bytes_max: usize,
     /// How long what is written may stay without a sync.
     pub sync_delay: Duration,
@@ -265,6 +268,8 @@ impl Core {
             ended: count(&counters.ended),
             expired: count(&counters.expired),
             listener_failures: count(&counters.listener_failures),
+            dead_letters: count(&counters.dead_letters),
+            ends_unwritten: count(&counters.ends_unwritten),
             snapshots_given_up: count(&counters.snapshots_given_up),
             events_dropped: count(&counters.events_dropped),
             snapshots: self.snapshots.len() as u64,

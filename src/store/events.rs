@@ -19,6 +19,9 @@ use crate::store::lock;
 pub enum Event {
     /// A session has ended, and the end is durable.
     Ended(Arc<EndedSession>, EndReason),
+    /// The listener of this end has failed as often as it may: it is not called for it any more. See
+    /// [`Options::end_attempts`](crate::Options::end_attempts).
+    EndGivenUp(Arc<EndedSession>, EndReason),
     /// So many events would stand here, and do not: this subscriber was too slow to receive them.
     Dropped {
         /// How many.

@@ -14,6 +14,7 @@ use crate::error::{Error, LimitKind};
 use crate::model::container::ContainerId;
 use crate::store::commit::Work;
 use crate::store::core::Core;
+use crate::store::courier;
 use crate::store::events::Event;
 use crate::store::observe;
 use crate::store::outcome::Report;
@@ -133,6 +134,8 @@ pub(crate) fn run(core: &Core, every: Duration, stop: &Receiver<()>) {
         core.there_is_room();
         core.tidy();
         core.events.tell_dropped();
+        // What comes of it is for those to hear who commit: it is tried again.
+        let _ = courier::acknowledge(core);
         if let Some(since) = fold.stalled(core.engine.gauges(), core.clock.elapsed()) {
             core.event(&Event::FoldStalled { since });
         }

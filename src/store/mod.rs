@@ -9,7 +9,9 @@ mod check;
 mod commit;
 mod container;
 mod core;
+mod courier;
 mod door;
+mod ends;
 mod events;
 mod export;
 mod filter;
@@ -54,9 +56,9 @@ use crate::model::session::CommitId;
 use crate::store::chance::Chance;
 use crate::store::commit::Work;
 use crate::store::core::{Core, Told};
+use crate::store::courier::Ends;
 use crate::store::door::Doors;
 use crate::store::heat::Heat;
-use crate::store::listeners::Ends;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
 use crate::store::versions::Versions;
@@ -165,7 +167,6 @@ impl Store {
         snapshots.sync(revision);
         snapshots.publish(revision);
         let (queue, requests) = bounded(options.bounds.queue_max);
-        let (ends, undelivered) = Ends::new();
         let names: BTreeMap<_, _> =
             containers.iter().map(|state| (Arc::clone(&state.name), state.id)).collect();
         let resident = options.bounds.resident_bytes_max;
@@ -181,7 +182,7 @@ impl Store {
             names: RwLock::new(names),
             resolvers: options.resolvers,
             listeners: options.listeners,
-            ends,
+            ends: Ends::new(),
             events: events::Events::default(),
             counters: Counters::default(),
             heat: Heat::default(),
@@ -205,11 +206,8 @@ impl Store {
             Some(threads::spawn("commit", move || commit::run(&core, &*core.engine, &requests))?);
         let core = Arc::clone(&running.core);
         let doors = Doors::new(&core);
-        let lent = Store { core: Arc::clone(&core), doors: doors.clone(), running: None };
-        threads.courier = Some(threads::spawn("courier", move || {
-            let tell = |session: &_, reason| deliver(&lent, session, reason);
-            core.ends.deliver(&undelivered, tell, || core.there_is_room());
-        })?);
+        let lent = Store { core, doors: doors.clone(), running: None };
+        threads.courier = Some(threads::spawn("courier", move || courier::run(&lent, revision))?);
         if let Some(every) = options.sweep_every {
             let (stop, stopped) = bounded(0);
             let core = Arc::clone(&running.core);
@@ -435,10 +433,15 @@ impl Store {
         self.core.engine.fold()
     }
 
-    /// Returns when every end committed so far has been told to its listener. Within a listener of
-    /// ends it returns at once.
+    /// Returns when every end committed so far has been told to its listener, those too that an earlier
+    /// process has left behind. It does not wait for the next attempt where a listener has failed.
+    /// Within a listener of ends it returns at once.
     pub fn settle(&self) {
-        self.core.ends.settle();
+        self.core.ends.settle(self.core.clock.elapsed());
+        if !self.core.ends.is_courier() {
+            // If it fails they may be told again after a crash, and who commits next hears why.
+            let _ = courier::acknowledge(&self.core);
+        }
     }
 
     /// What happens from now on. Of more than 1,024 events that wait to be received, the newer are
@@ -488,10 +491,11 @@ impl Store {
         self.core.time.accept(&*self.core.clock);
     }
 
-    /// Closes the store: commits that are queued are finished, ends are delivered, the files are
-    /// closed. Whoever uses the store afterwards gets [`Error::Closed`]; a transaction that lives
-    /// may still see what it has read. Dropping the last handle does the same without the report.
-    /// Within a listener it only refuses further commits; who opened the store still closes it.
+    /// Closes the store: commits that are queued are finished, ends are told, the files are closed.
+    /// Those whose listener has failed, and is to be called again, are told when the store is opened
+    /// next. Whoever uses the store afterwards gets [`Error::Closed`]; a transaction that lives may
+    /// still see what it has read. Dropping the last handle does the same without the report. Within a
+    /// listener it only refuses further commits; who opened the store still closes it.
     ///
     /// # Errors
     ///
@@ -543,11 +547,13 @@ impl Threads {
         drop(housekeeping);
         join(housekeeper);
         // Listeners may still use the store for what has ended so far.
-        core.ends.settle();
+        core.ends.leave_backlog();
+        core.ends.settle(core.clock.elapsed());
         core.refuse();
         join(committer);
         core.ends.close();
         join(courier);
+        courier::acknowledge_last(core);
         // What has been seen to expire must stay expired, even if the clock is set back meanwhile.
         core.engine.close(core.now())?;
         core.fence.get().map_or(Ok(()), |error| Err(error.share()))
@@ -574,20 +580,6 @@ fn join(thread: Option<JoinHandle<()>>) {
     if let Some(thread) = thread {
         // A panic there is a bug that has been printed already.
         let _ = thread.join();
-    }
-}
-
-/// Tells one end to its listener and to those who receive events.
-fn deliver(store: &Store, session: &Arc<EndedSession>, reason: EndReason) {
-    let core = &store.core;
-    core.event(&Event::Ended(Arc::clone(session), reason));
-    let Some(name) = &session.listener else { return };
-    let Some(listener) = core.listeners.on_end.get(name) else {
-        return core.event(&Event::ListenerMissing { listener: name.clone() });
-    };
-    if let Err(event) = listeners::call(name, || listener(store, session, reason)) {
-        Counters::add(&core.counters.listener_failures, 1);
-        core.event(&event);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::store::commit::Intent;
 use crate::store::core::Core;
 use crate::store::events::Event;
 use crate::store::housekeeper::Swept;
-use crate::store::listeners::EndBatch;
+use crate::store::courier::EndBatch;
 use crate::store::outcome::Report;
 
 /// Something under way, from its beginning to its end.

@@ -72,6 +72,7 @@ impl Options {
                 snapshot_age_max: Duration::from_secs(60),
                 version_bytes_max: 256 << 20,
                 ends_pending_max: 65_536,
+                end_attempts: 5,
                 sync_delay: Duration::from_millis(100),
                 resident_bytes_max: 256 << 20,
             },
@@ -248,6 +249,14 @@ impl Options {
         self
     }
 
+    /// How often a listener of ends is called at the most for one end, as long as it fails or panics.
+    /// Default: 5. Between two attempts there are 1, 2, 4 seconds and so on, in which later ends are
+    /// told. Then the end is given up: [`Event::EndGivenUp`](crate::Event::EndGivenUp).
+    pub fn end_attempts(mut self, attempts: u32) -> Self {
+        self.bounds.end_attempts = attempts.max(1);
+        self
+    }
+
     /// Registers a resolver for attributes whose policy has [`Rule::Resolver`](crate::Rule) with
     /// this name. It must be a pure function: it runs on the committer's thread, perhaps more than
     /// once, and must not use the store.
@@ -315,8 +324,35 @@ impl Options {
         self
     }
 
-    /// Registers a listener that runs once a session's end is durable, exactly once while the
-    /// process lives, on a thread of the store's, in the order of the commits.
+    /// Registers a listener that runs once a session's end is durable, on a thread of the store's, in
+    /// the order of the commits.
+    ///
+    /// Each end is told once, whether the store was closed and opened in between or not. After a crash
+    /// the next process tells those that nobody was told of, and those once more that were told in the
+    /// last moment: a listener that must not do something twice recognizes the session by its
+    /// [id](EndedSession::id). One that fails or panics is called again; see
+    /// [`end_attempts`](Options::end_attempts). Where there is no room for writing an end down, on a
+    /// full disk, it takes effect all the same, and a crash may keep it from being told; see
+    /// [`Stats::ends_unwritten`](crate::Stats::ends_unwritten).
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    ///
+    /// use sessile::{EndReason, Options, Policy};
+    ///
+    /// let (gone, farewells) = mpsc::channel();
+    /// let store = Options::new()
+    ///     .on_end("farewell", move |_store, session, reason| {
+    ///         Ok(gone.send((session.get::<String>("name"), reason))?)
+    ///     })
+    ///     .memory()?;
+    /// let visitors = store.container_with("visitors", Policy::new().on_end("farewell"))?;
+    /// store.transact(|txn| txn.create(&visitors, "ada")?.insert("name", "Ada"))?;
+    /// store.transact(|txn| txn.remove(&visitors, "ada"))?;
+    /// store.settle();
+    /// assert_eq!(farewells.try_recv()?, (Some("Ada".to_owned()), EndReason::Invalidated));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn on_end(
         mut self,
         name: impl Into<String>,

@@ -19,8 +19,10 @@ use crate::model::session::{Record, Revision};
 use crate::model::timeslice;
 use crate::store::commit::{Intent, Work};
 use crate::store::core::Core;
+use crate::store::courier::EndBatch;
+use crate::store::ends::{self, ENDS};
 use crate::store::judge::{Circumstances, Objection, judge};
-use crate::store::listeners::{EndBatch, EndReason, EndedSession};
+use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Report};
 
 /// One batch in the making: the newest state, with what the transactions judged so far have done.
@@ -34,6 +36,8 @@ pub(crate) struct Round<'a> {
     sessions: HashMap<Place, Option<Arc<Record>>>,
     containers: BTreeMap<ContainerId, Arc<ContainerState>>,
     pub ended: EndBatch,
+    /// Those of them that are not written down although a listener is to be told.
+    pub unwritten: usize,
     pub started: usize,
     pub made: Vec<(Arc<str>, ContainerId)>,
     /// The strictest level that a commit asks for.
@@ -45,7 +49,7 @@ pub(crate) struct Round<'a> {
     pub has_overflowed: bool,
     /// What it may weigh with more in it than ends: less where the disk is full.
     room: usize,
-    /// Whether there is nothing but ends in it.
+    /// Whether there is nothing but ends in it, none of them written down.
     pub only_ends: bool,
 }
 
@@ -65,6 +69,8 @@ struct Outcome {
     ends: Vec<(Place, Arc<Record>, EndReason)>,
     created: BTreeMap<ContainerId, u64>,
     merged: Vec<MergedSession>,
+    /// Whoever asked for it can ask for less at a time.
+    is_divisible: bool,
 }
 
 impl<'a> Round<'a> {
@@ -78,6 +84,7 @@ impl<'a> Round<'a> {
             sessions: HashMap::new(),
             containers: containers.into_iter().map(|state| (state.id, state)).collect(),
             ended: Vec::new(),
+            unwritten: 0,
             started: 0,
             made: Vec::new(),
             durability: Durability::Relaxed,
@@ -110,7 +117,7 @@ impl<'a> Round<'a> {
             Work::Make { name, policy } => self.make(name, policy),
             Work::Sweep { container, rows } => {
                 let policy = Arc::clone(&self.containers[container].policy);
-                let mut outcome = Outcome::default();
+                let mut outcome = Outcome { is_divisible: rows.len() > 1, ..Outcome::default() };
                 for (bucket, key) in rows {
                     let filed_here = |record: &Record| record.bucket == *bucket;
                     self.sweep(&mut outcome, (*container, key.clone()), &policy, filed_here);
@@ -121,7 +128,7 @@ impl<'a> Round<'a> {
             Work::Refile { container, policy: revision, from, keys, next } => {
                 let mut state = ContainerState::clone(&self.containers[container]);
                 let (policy, now) = (Arc::clone(&state.policy), self.now);
-                let mut outcome = Outcome::default();
+                let mut outcome = Outcome { is_divisible: keys.len() > 1, ..Outcome::default() };
                 // Otherwise the policy has changed again, and the walk begins anew.
                 if state.policy_revision == *revision && state.refile_from.as_ref() == Some(from) {
                     for key in keys {
@@ -132,6 +139,17 @@ impl<'a> Round<'a> {
                     }
                     state.refile_from = next.clone();
                     outcome.containers.insert(*container, state);
+                }
+                outcome
+            }
+            Work::Acknowledge { ends } => {
+                let mut outcome = Outcome::default();
+                for key in ends {
+                    let place = (ENDS, key.clone());
+                    // An attempt that failed may have succeeded.
+                    if let Ok(Some(_)) = self.session(&place) {
+                        outcome.sessions.push((place, None));
+                    }
                 }
                 outcome
             }
@@ -320,25 +338,23 @@ impl<'a> Round<'a> {
             let before = self.sessions.get(&place).expect("what is changed was looked at").clone();
             SessionChange { place, before, after }
         };
-        let commit = Commit {
+        let mut commit = Commit {
             revision: self.revision.next(),
             sessions: mem::take(&mut outcome.sessions).into_iter().map(change).collect(),
             containers: containers.values().cloned().map(Arc::new).collect(),
         };
-        let weight = commit.weight();
+        let mut weight = commit.weight();
+        let max = self.weight_max as u64;
+        let too_much = || Err(Error::Limit { limit: LimitKind::TransactionBytes, max });
         if weight > self.weight_max {
-            let max = self.weight_max as u64;
-            return Err(Error::Limit { limit: LimitKind::TransactionBytes, max });
+            return too_much();
         }
         // Only after other commits of the same request: before it there is room for one, however large.
         self.has_overflowed = self.weight + weight > self.weight_max.saturating_mul(2);
         if self.has_overflowed || kind != Kind::Ends && self.weight + weight > self.room {
             return Err(Error::Full);
         }
-        self.only_ends &= kind == Kind::Ends;
-        self.weight += weight;
-        self.revision = commit.revision;
-        let mut report = Report::nothing(self.revision);
+        let mut report = Report::nothing(commit.revision);
         report.merged = outcome.merged;
         let mut ended = Vec::new();
         for (place, record, reason) in outcome.ends {
@@ -349,17 +365,42 @@ impl<'a> Round<'a> {
                 id: record.id,
                 reason,
             });
+            let expiry = record.expiry(&state.policy).map_or(timeslice::NEVER, Time::as_secs);
             let session = EndedSession {
                 container: Arc::clone(&state.name),
                 key: place.1,
-                expiry: record.expiry(&state.policy).map_or(timeslice::NEVER, Time::as_secs),
                 listener: state.policy.on_end.clone(),
                 record,
+                row: None,
             };
-            ended.push((Arc::new(session), reason));
+            ended.push((expiry, place.0, session, reason));
         }
-        ended.sort_by(|(a, _), (b, _)| (a.expiry, &a.key).cmp(&(b.expiry, &b.key)));
-        self.ended.extend(ended);
+        // In the order in which they are told.
+        ended.sort_by(|(a, _, one, _), (b, _, other, _)| (a, &one.key).cmp(&(b, &other.key)));
+        let (mut written, mut unwritten) = (false, 0);
+        for (nth, (_, id, session, reason)) in (0..).zip(&mut ended) {
+            let Some(row) = self.written_end(*id, session, *reason, commit.revision, nth) else {
+                continue;
+            };
+            let heavier = weight + row.weight();
+            if heavier > self.weight_max && outcome.is_divisible {
+                return too_much();
+            }
+            if heavier > self.weight_max || self.weight + heavier > self.room {
+                // An end needs nobody's leave.
+                unwritten += 1;
+                continue;
+            }
+            (weight, written) = (heavier, true);
+            session.row = Some(row.place.1.clone());
+            commit.sessions.push(row);
+        }
+        self.ended
+            .extend(ended.into_iter().map(|(_, _, session, reason)| (Arc::new(session), reason)));
+        self.unwritten += unwritten;
+        self.only_ends &= kind == Kind::Ends && !written;
+        self.weight += weight;
+        self.revision = commit.revision;
         self.started += outcome.created.values().sum::<u64>() as usize;
         for change in &commit.sessions {
             self.sessions.insert(change.place.clone(), change.after.clone());
@@ -371,6 +412,23 @@ impl<'a> Round<'a> {
         }
         self.commits.push(commit);
         Ok(report)
+    }
+
+    /// What is to be written down of an end, if there is a listener to be told.
+    fn written_end(
+        &self,
+        container: ContainerId,
+        session: &EndedSession,
+        reason: EndReason,
+        revision: Revision,
+        nth: u32,
+    ) -> Option<SessionChange> {
+        let listener = session.listener.as_ref()?;
+        // Nobody would ever hear of it.
+        self.core.listeners.on_end.get(listener)?;
+        let record = ends::record(session, container, listener, reason, revision);
+        let place = (ENDS, ends::key(revision, nth));
+        Some(SessionChange { place, before: None, after: Some(Arc::new(record)) })
     }
 }
 

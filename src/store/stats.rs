@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub ended: AtomicU64,
     pub expired: AtomicU64,
     pub listener_failures: AtomicU64,
+    pub dead_letters: AtomicU64,
+    pub ends_unwritten: AtomicU64,
     pub snapshots_given_up: AtomicU64,
     pub events_dropped: AtomicU64,
     pub storage_failures: AtomicU64,
@@ -72,8 +74,14 @@ stats! {
     ended,
     /// Those of them whose time was over.
     expired,
-    /// Listeners that failed or panicked.
+    /// Listeners that failed or panicked, each time.
     listener_failures,
+    /// Ends that no listener took although it was called as often as it may be: see
+    /// [`Event::EndGivenUp`](crate::Event::EndGivenUp).
+    dead_letters,
+    /// Ends that were not written down for their listeners, because the disk was full or the commit
+    /// too large with them. They are told all the same, unless there is a crash before.
+    ends_unwritten,
     /// Transactions that lived too long, or had read what a failure of the storage took back.
     snapshots_given_up,
     /// Events that a subscriber did not take in time.
@@ -90,7 +98,8 @@ stats! {
     version_bytes,
     /// Commits that wait for the committer.
     queued,
-    /// Ends that await their listener.
+    /// Ends that await their listener; of those that an earlier process has left behind on the disk only
+    /// the next.
     ends_pending,
     /// Bytes of the commit log that are not in the tables yet.
     log_bytes,

@@ -5,6 +5,7 @@
 //! ```text
 //!   failures.rs   the commit log cannot be written or synced: commits in doubt, and recovery
 //!   tables.rs     the tables cannot be read or written, or the disk is full
+//!   ends.rs       ends whose listeners were not told yet when a process died
 //!   relaxed.rs    commits that are acknowledged before they are synced
 //!   queue.rs      who waits while the log fails
 //!   bounds.rs     memory, transactions and queues that would be too large
@@ -18,6 +19,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 mod bounds;
+mod ends;
 mod failures;
 #[path = "../support/fragile.rs"]
 mod fragile;

@@ -182,6 +182,9 @@ impl Player {
                 Event::ListenerFailed { listener, panicked: true } => {
                     format!("listener {listener} panicked")
                 }
+                Event::EndGivenUp(session, reason) => {
+                    format!("gave up: {}", self.ending(&ending(session, *reason)))
+                }
                 Event::ListenerMissing { listener } => format!("listener {listener} is missing"),
                 Event::ResolverFailed { resolver, trouble } => match trouble {
                     ResolverTrouble::Missing => format!("resolver {resolver} is missing"),
@@ -204,6 +207,8 @@ impl Player {
     /// Closes the store and opens it again. A store in memory would be gone, so it stays.
     fn reopen(&mut self) {
         self.clients.clear();
+        // Who closes a store acknowledges the ends that were told: in memory, too, that is a commit.
+        self.store.settle();
         if self.dir.is_some() {
             let names: Vec<_> = self.containers.iter().map(|c| c.name().to_owned()).collect();
             self.containers.clear();

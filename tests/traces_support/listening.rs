@@ -64,6 +64,8 @@ const MADE: &str = "made-by-callback";
 pub(crate) fn register(options: Options, listening: Weak<Listening>) -> Options {
     let ends = Weak::clone(&listening);
     options
+        // The original calls a callback once, whatever comes of it.
+        .end_attempts(1)
         .on_start(ON_START, move |txn, session| match listening.upgrade() {
             Some(listening) => listening.added(txn, session),
             None => Ok(()),

@@ -225,12 +225,17 @@ impl Checked {
         seen: &Seen,
         names: &BTreeMap<u32, Arc<str>>,
     ) -> Result<BTreeMap<u32, u64>, Error> {
-        let name = |id: u32| names.get(&id).map_or(String::new(), |name| name.to_string());
+        let name = |id: u32| {
+            let name = names.get(&ContainerId(id).container().0);
+            name.map_or(String::new(), |name| name.to_string())
+        };
         let (mut found, mut sound, mut damaged) = (BTreeMap::new(), 0u64, 0);
         for row in storage!(seen.view.sessions.iter())? {
             let (place, row) = storage!(row)?;
             let (container, key) = place.value();
-            *found.entry(container).or_insert(0) += 1;
+            if ContainerId(container).is_container() {
+                *found.entry(container).or_insert(0) += 1;
+            }
             match records::decode_session(ContainerId(container), key, row.value()) {
                 Ok(_) => sound += 1,
                 Err(_) => {
@@ -291,7 +296,10 @@ impl Checked {
         mut found: BTreeMap<u32, u64>,
     ) -> Result<(), Error> {
         self.log_batches = beyond.batches;
-        for ((container, key), (_, record)) in &beyond.sessions {
+        // The store's own notes are not counted.
+        let sessions =
+            beyond.sessions.iter().filter(|((container, _), _)| container.is_container());
+        for ((container, key), (_, record)) in sessions {
             let row = tables::guarded(|| {
                 Ok(storage!(seen.view.sessions.get((container.0, key.as_bytes())))?.is_some())
             });
