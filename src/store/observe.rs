@@ -19,9 +19,9 @@ use crate::error::Error;
 use crate::model::container::{ContainerId, Place};
 use crate::store::commit::Intent;
 use crate::store::core::Core;
+use crate::store::courier::EndBatch;
 use crate::store::events::Event;
 use crate::store::housekeeper::Swept;
-use crate::store::courier::EndBatch;
 use crate::store::outcome::Report;
 
 /// Something under way, from its beginning to its end.

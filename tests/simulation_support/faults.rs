@@ -83,7 +83,10 @@ impl Run {
             }
             world.give_up();
             if world.store.is_some() {
-                world.glance().map_err(at)?;
+                match world.glance() {
+                    Err(Trouble::Error(error)) if kind(&error, fault).is_some() => {}
+                    glanced => glanced.map_err(at)?,
+                }
                 if patience > 0 && world.is_sure() {
                     patience -= 1;
                     continue;

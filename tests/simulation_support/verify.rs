@@ -134,6 +134,7 @@ pub(crate) fn live_on(world: &mut World, chance: &mut Chance) -> Result<(), Trou
     world.play(&Step::Advance { secs: 10_000_000 })?;
     world.check()?;
     world.sweep()?;
+    world.check_index()?;
     world.check()
 }
 

@@ -212,6 +212,7 @@ impl World {
     pub(crate) fn open(&mut self) -> Result<(), Trouble> {
         self.ended.clear();
         self.store = Some(self.options().open(Path::new(DIRECTORY))?);
+        self.check_index()?;
         // What it shows it has made durable.
         self.allowed = self.recognize()?;
         self.mark(&BTreeSet::new());
@@ -351,6 +352,14 @@ impl World {
         match expected == seen {
             true => Ok(()),
             false => Err(difference(&expected, &seen).into()),
+        }
+    }
+
+    /// Records, expiry index and counts agree, as the tables and the log have them.
+    pub(crate) fn check_index(&self) -> Result<(), Trouble> {
+        match self.store().check()?.problems.first() {
+            Some(problem) => Err(format!("not sound: {problem:?}").into()),
+            None => Ok(()),
         }
     }
 
@@ -560,7 +569,7 @@ impl World {
         self.doubt.is_none() && self.unsettled.is_empty()
     }
 
-    /// Looks at a store whose disk is broken: an error, or what the model says.
+    /// Looks at a store whose disk is broken: it shows what the model says, or fails.
     pub(crate) fn glance(&self) -> Result<(), Trouble> {
         let now = self.store().now();
         match look(self.store()) {
@@ -568,7 +577,6 @@ impl World {
                 Ok(())
             }
             Ok(seen) => Err(self.nothing_matches(&seen, now).into()),
-            Err(Trouble::Error(Error::Storage(_))) => Ok(()),
             Err(trouble) => Err(trouble),
         }
     }
