@@ -50,7 +50,8 @@ fn run(suite: &Suite, seed: u64, transactions: usize) -> World {
     world
 }
 
-/// G-R1: the power is cut after every operation of a workload.
+/// G-R1: the power is cut after every operation of a workload. And G-R22: whoever's end nobody was told
+/// of by then is told of by the next process, and nobody who lives.
 #[test]
 fn power_cuts() {
     let size = Size::get();
@@ -65,7 +66,10 @@ fn power_cuts() {
         }
     };
     suite.run(make, |(seed, case)| {
-        suite.case(seed, || case.what.clone(), || case.verify());
+        let ends = suite.case(seed, || case.what.clone(), || case.verify());
+        let [owed, inherited] = ends.unwrap_or_default();
+        suite.tally("ends owed and told", owed);
+        suite.tally("ends told by the next process", inherited);
     });
     suite.finish();
 }

@@ -90,7 +90,12 @@ impl Suite {
 
     /// Notes how a case ended.
     pub(crate) fn outcome(&self, outcome: impl Into<String>) {
-        *self.outcomes.lock().unwrap().entry(outcome.into()).or_default() += 1;
+        self.tally(outcome, 1);
+    }
+
+    /// Notes that something happened so many times more.
+    pub(crate) fn tally(&self, outcome: impl Into<String>, count: u64) {
+        *self.outcomes.lock().unwrap().entry(outcome.into()).or_default() += count;
     }
 
     /// Runs one case: what goes wrong in it, and every panic, is a violation.

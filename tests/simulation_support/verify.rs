@@ -60,6 +60,10 @@ impl Case {
         let (setup, now, allowed) = (self.setup.clone(), self.last().now, self.allowed());
         let mut world = World::found(disk, setup, self.seed, now, allowed, self.may_end());
         world.revision = self.last().revision;
+        let owed = self.knowledge.iter().flat_map(|it| it.owed.iter().copied());
+        world.owed = owed.collect();
+        world.acknowledged = Arc::clone(&self.last().acknowledged);
+        world.mark(&BTreeSet::new());
         world
     }
 
@@ -71,15 +75,22 @@ impl Case {
         Ok(world)
     }
 
-    /// Opens the image and lives on.
-    pub(crate) fn verify(&self) -> Result<(), Trouble> {
-        live_on(&mut self.recover(false)?, &mut Chance::new(self.seed))
+    /// Opens the image and lives on. Returns how many ends were owed, and how many were told at once.
+    pub(crate) fn verify(&self) -> Result<[u64; 2], Trouble> {
+        let mut world = self.world(false);
+        let owed = world.owed.len() as u64;
+        world.open()?;
+        let inherited = world.inherited;
+        world.settle_ends()?;
+        live_on(&mut world, &mut Chance::new(self.seed))?;
+        Ok([owed, inherited])
     }
 
     /// Opens what a disk has left whose last syncs have lied: a commit may be missing for each, and
     /// the damage may be noticed, but no state may be there that never was. Returns what happened.
     pub(crate) fn verify_lies(&self, lies: usize) -> Result<&'static str, Trouble> {
         let mut world = self.world(false);
+        (world.owed, world.acknowledged) = Default::default();
         let seed = self.seed;
         let store = match world.options().open(super::world::DIRECTORY) {
             Ok(store) => world.store.insert(store),
@@ -108,6 +119,9 @@ impl Case {
         world.unsettled = self.history.iter().flat_map(|state| state.due(now)).collect();
         // Which numbers were used is among what was lost.
         world.revision = 0;
+        // And who was told of whom.
+        world.store().settle();
+        world.hear()?;
         world.settle_ends()?;
         live_on(&mut world, &mut Chance::new(seed))?;
         Ok(if lost > 0 { "commits lost" } else { "nothing lost" })

@@ -10,6 +10,9 @@
 //!   ----+---------------------- + --------------------+--------------+------
 //!   [4] |        [4, 5]         |        [5]          |    [5, 6]    |  [5, 6]
 //! ```
+//!
+//! The same for ends. From the acknowledgement of the commit until the listener has been called an end
+//! is *owed*: the next process must tell it. Then it may tell it again, until that is acknowledged too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -32,6 +35,10 @@ pub(crate) struct Knowledge {
     pub(crate) allowed: Arc<[usize]>,
     /// Sessions whose end may be under way.
     pub(crate) may_end: Arc<BTreeSet<SessionId>>,
+    /// Sessions of whose end nobody was told, and somebody must be.
+    pub(crate) owed: Arc<BTreeSet<SessionId>>,
+    /// Sessions of whose end nobody must be told again.
+    pub(crate) acknowledged: Arc<BTreeSet<SessionId>>,
     pub(crate) now: Time,
     /// The greatest number of a commit that was acknowledged.
     pub(crate) revision: u64,
@@ -124,8 +131,14 @@ pub(crate) struct World {
     pub(crate) clock: ManualClock,
     pub(crate) store: Option<Store>,
     told: Told,
-    /// Whose end this process has been told of.
+    /// Whose end this process has been told of, or nobody must be told of again.
     ended: BTreeSet<SessionId>,
+    pub(crate) owed: BTreeSet<SessionId>,
+    pub(crate) acknowledged: Arc<BTreeSet<SessionId>>,
+    /// How many ends this process did not write down, because the log is so small.
+    unwritten: u64,
+    /// How many ends were told by the process after the one that they were committed by.
+    pub(crate) inherited: u64,
     /// Every state that was ever expected, those that came to nothing included.
     pub(crate) history: Vec<Arc<State>>,
     /// Those that a power cut may leave now. The last one is what the store shows.
@@ -157,6 +170,10 @@ impl World {
             store: None,
             told: Told::default(),
             ended: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            acknowledged: Arc::default(),
+            unwritten: 0,
+            inherited: 0,
             allowed: (0..allowed.len()).collect(),
             history: allowed,
             slots: (0..SLOTS).map(|_| None).collect(),
@@ -210,13 +227,52 @@ impl World {
 
     /// Opens the store and looks which of the allowed states it shows.
     pub(crate) fn open(&mut self) -> Result<(), Trouble> {
-        self.ended.clear();
+        self.ended = BTreeSet::clone(&self.acknowledged);
+        self.unwritten = 0;
         self.store = Some(self.options().open(Path::new(DIRECTORY))?);
         self.check_index()?;
+        let inherited = self.inherit()?;
         // What it shows it has made durable.
         self.allowed = self.recognize()?;
+        let (state, now) = (self.state(), self.store().now());
+        let live = &state.unended() - &state.due(now);
+        if let Some(id) = live.intersection(&inherited).next() {
+            return Err(format!("the end of {id} was told, and it lives").into());
+        }
         self.mark(&BTreeSet::new());
         Ok(())
+    }
+
+    /// Listens to what this process has to tell of the ones before it.
+    fn inherit(&mut self) -> Result<BTreeSet<SessionId>, Trouble> {
+        let (owed, failed) = (std::mem::take(&mut self.owed), self.disk.failed());
+        // From now on they may have been told.
+        self.mark(&BTreeSet::new());
+        self.store().settle();
+        let inherited: BTreeSet<_> = self.hear()?.into_iter().map(|(id, _)| id).collect();
+        self.inherited += inherited.len() as u64;
+        self.owed = &owed - &inherited;
+        if self.disk.failed() == failed {
+            self.check_owed()?;
+            self.acknowledged = Arc::new(self.ended.clone());
+        }
+        Ok(inherited)
+    }
+
+    fn check_owed(&self) -> Result<(), Trouble> {
+        match self.owed.first() {
+            Some(id) => Err(format!("nobody was told of the end of {id}").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What listeners were told since they were last asked.
+    pub(crate) fn hear(&mut self) -> Result<Vec<(SessionId, EndReason)>, Trouble> {
+        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        match told.iter().find(|(id, _)| !self.ended.insert(*id)) {
+            Some((id, _)) => Err(format!("the end of {id} was told twice").into()),
+            None => Ok(told),
+        }
     }
 
     /// Which of the allowed states the store shows: several, if they look the same.
@@ -248,6 +304,8 @@ impl World {
         self.disk.mark(Knowledge {
             allowed: self.allowed.as_slice().into(),
             may_end: Arc::new(may_end),
+            owed: Arc::new(self.owed.clone()),
+            acknowledged: Arc::clone(&self.acknowledged),
             revision: self.revision,
             now: self.store.as_ref().map_or(self.clock.wall(), Store::now),
         });
@@ -307,24 +365,40 @@ impl World {
     }
 
     /// Takes what listeners were told meanwhile out of the model: the ends that somebody wanted
-    /// must be these, and whoever else ended must have been among those that `may_end`.
+    /// must be these, and whoever else ended must have been among those that `may_end`. Whose end
+    /// is `durable`, it is known of.
     fn take_ends(
         &mut self,
         invalidated: &BTreeSet<SessionId>,
         may_end: &BTreeSet<SessionId>,
+        durable: &BTreeSet<SessionId>,
     ) -> Result<BTreeSet<SessionId>, Trouble> {
+        let (late, failed) = (self.owed.clone(), self.disk.failed());
+        let unwritten = self.store().stats().ends_unwritten;
+        if std::mem::replace(&mut self.unwritten, unwritten) == unwritten {
+            self.owed.extend(durable);
+            self.mark(may_end);
+        }
+        // They are told, and not acknowledged yet.
+        while self.store().stats().ends_pending > 0 {
+            thread::yield_now();
+        }
+        self.owed.clone_from(&late);
+        self.mark(may_end);
         self.store().settle();
-        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        let told = self.hear()?;
+        self.owed.retain(|id| !self.ended.contains(id));
+        if self.disk.failed() == failed {
+            self.acknowledged = Arc::new(self.ended.clone());
+        }
         let (mut wanted, mut expired) = (BTreeSet::new(), BTreeSet::new());
-        for (id, reason) in told {
+        for (id, reason) in told.into_iter().filter(|(id, _)| !late.contains(id)) {
             match reason {
                 EndReason::Invalidated => wanted.insert(id),
                 _ => expired.insert(id),
             };
-            if !self.ended.insert(id) {
-                return Err(format!("the end of {id} was told twice").into());
-            }
         }
+        self.mark(if expired.is_empty() { &expired } else { may_end });
         if wanted != *invalidated {
             return Err(format!("ended: {wanted:?}, wanted: {invalidated:?}").into());
         }
@@ -424,6 +498,7 @@ impl World {
     pub(crate) fn close(&mut self) -> Result<(), Trouble> {
         self.give_up();
         self.store.take().expect("the world is open").close()?;
+        self.acknowledged = Arc::new(self.ended.clone());
         self.done(true);
         Ok(())
     }
@@ -435,7 +510,7 @@ impl World {
         // It is dead already: whatever it does now has no effect.
         drop(self.store.take());
         self.told.lock().unwrap().clear();
-        // Whatever ended in the last moment is not told of by the next process.
+        // Whatever ended in the last moment the next process tells when it is opened.
         if let Some(doubt) = &mut self.doubt {
             doubt.invalidated.clear();
         }
@@ -461,7 +536,8 @@ impl World {
             return Err(self.failed(error));
         }
         self.done(true);
-        let expired = self.take_ends(&BTreeSet::new(), &may_end)?;
+        let nobody = BTreeSet::new();
+        let expired = self.take_ends(&nobody, &may_end, &nobody)?;
         self.expired(&expired);
         Ok(())
     }
@@ -500,7 +576,7 @@ impl World {
             }
             Err(error) => return Err(self.failed(error)),
         };
-        let expired = self.take_ends(&ended, &may_end)?;
+        let expired = self.take_ends(&ended, &may_end, &ended)?;
         self.expired(&expired);
         Ok(())
     }
@@ -517,7 +593,7 @@ impl World {
                 return Err(error.into());
             }
         };
-        let expired = self.take_ends(&BTreeSet::new(), &may_end)?;
+        let expired = self.take_ends(&BTreeSet::new(), &may_end, &may_end)?;
         if expired != may_end || swept.ended != may_end.len() as u64 {
             let missing: Vec<_> = may_end.difference(&expired).collect();
             return Err(format!("a sweep did not end {missing:?}").into());
@@ -543,7 +619,7 @@ impl World {
         let due: Vec<_> = self.allowed.iter().map(|nth| self.history[*nth].due(now)).collect();
         let mut any: BTreeSet<_> = due.iter().flatten().copied().collect();
         any.extend(&self.unsettled);
-        let ended = self.take_ends(invalidated, &any)?;
+        let ended = self.take_ends(invalidated, &any, invalidated)?;
         let is_due = |id: &SessionId| due.iter().all(|due| due.contains(id));
         let must = any.iter().filter(|id| is_due(id) && !self.unsettled.contains(id));
         if let Some(id) = must.into_iter().find(|id| !ended.contains(id)) {
@@ -614,7 +690,8 @@ impl World {
         // What it shows need not be durable: it may have been relaxed.
         let newest = *self.recognize()?.last().expect("one at least");
         self.allowed.retain(|nth| *nth <= newest);
-        self.settle(&invalidated)
+        self.settle(&invalidated)?;
+        self.check_owed()
     }
 
     /// Asks until the answer is as wanted, and no failure of the storage.
