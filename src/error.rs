@@ -35,6 +35,16 @@ pub enum Error {
         session: String,
     },
 
+    /// The key was given up for another one, by [`Session::rotate`](crate::Session::rotate), and nobody
+    /// may come with it any more. Treat its bearer as new: with another key.
+    #[error("key {session} of container {container} was given up for another one")]
+    RotatedKey {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the key.
+        session: String,
+    },
+
     /// The transaction was committed or dropped, and its handles with it. Begin another, and see
     /// [`Transaction::reattach`](crate::Transaction::reattach).
     #[error("the transaction is over")]
@@ -221,6 +231,7 @@ impl Error {
             Error::Storage(_) | Error::Full => false,
             Error::Ended
             | Error::Exists { .. }
+            | Error::RotatedKey { .. }
             | Error::TransactionOver
             | Error::Savepoint
             | Error::Limit { .. }
@@ -249,6 +260,7 @@ impl Error {
             Error::Conflict(_) => "conflict",
             Error::Ended => "ended",
             Error::Exists { .. } => "exists",
+            Error::RotatedKey { .. } => "rotated_key",
             Error::TransactionOver => "transaction_over",
             Error::SnapshotTooOld { .. } => "snapshot_too_old",
             Error::Savepoint => "savepoint",

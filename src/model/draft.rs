@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::model::attributes::{Attributes, Stamped};
 use crate::model::change::{Changes, Reads};
 use crate::model::clock::Time;
+use crate::model::key::Key;
 use crate::model::policy::Policy;
 use crate::model::session::{Name, Record, Revision, SessionId};
 use crate::model::timeslice::{self, Touch};
@@ -28,6 +29,18 @@ pub(crate) struct Life {
     pub ended: bool,
     /// The attribute that was not what the application expects, if it ended because of that.
     pub unreadable: Option<Name>,
+    /// It goes on under another key. Until the transaction commits, all that is to change of it is in
+    /// a life there, and this one has ended.
+    pub rotated: Option<Rotation>,
+    /// The key under which the snapshot holds it, if this transaction has rotated that.
+    pub came_from: Option<Key>,
+}
+
+/// Where a session goes on whose key is rotated.
+#[derive(Clone, Debug)]
+pub(crate) struct Rotation {
+    pub key: Key,
+    pub id: SessionId,
 }
 
 impl Life {
@@ -41,6 +54,8 @@ impl Life {
             touch: None,
             ended: false,
             unreadable: None,
+            rotated: None,
+            came_from: None,
         }
     }
 
@@ -140,9 +155,16 @@ impl Life {
         Record { attributes, revision, ..self.times() }
     }
 
+    /// Takes over what was read, and required, of the same session.
+    pub(crate) fn keep_reads(&mut self, later: &Life) {
+        self.reads.extend(&later.reads);
+        self.required.extend(later.required.iter().cloned());
+    }
+
     /// Whether it matters to this transaction that the session still lives at commit.
     pub(crate) fn demands(&self) -> bool {
-        self.ended || !self.changes.is_empty() || !self.required.is_empty()
+        let kept = !self.changes.is_empty() || !self.required.is_empty();
+        self.ended || self.rotated.is_some() || kept
     }
 
     fn has_effect(&self) -> bool {
@@ -176,6 +198,37 @@ impl Draft {
         self.lives.last_mut().filter(|life| life.is_live(policy, now))
     }
 
+    /// Takes the session `id` out, for it to go on elsewhere. Of what the snapshot holds a life stays
+    /// behind that says so; of what this transaction has put here, nothing.
+    pub(crate) fn depart(&mut self, id: SessionId, from: &Key, to: Rotation) -> Option<Life> {
+        let at = self.lives.iter().position(|life| life.base.id == id)?;
+        let mut life = self.lives.remove(at);
+        let base = Arc::new(Record { id: to.id, ..Record::clone(&life.base) });
+        if !life.created_here {
+            let base = Arc::clone(&life.base);
+            let stays = Life { ended: true, rotated: Some(to), ..Life::found(base) };
+            self.lives.insert(at, stays);
+            life.came_from = Some(from.clone());
+        }
+        // What is under the new key is no session that the snapshot holds there.
+        Some(Life { base, created_here: true, ..life })
+    }
+
+    /// Takes all that is to change of a session that has come from here.
+    pub(crate) fn take_back(&mut self, life: Life) {
+        let stayed = self.lives.iter_mut().find(|life| life.rotated.is_some());
+        let stayed = stayed.expect("what comes from here has left a life behind");
+        let Life { changes, reads, required, touch, ended, .. } = life;
+        let rotated = stayed.rotated.take().filter(|_| !ended);
+        let base = Arc::clone(&stayed.base);
+        let mut life =
+            Life { changes, reads, required, touch, ended, rotated, ..Life::found(base) };
+        // After a rollback behind the rotation some of it is here.
+        life.reads.extend(&stayed.reads);
+        life.required.append(&mut stayed.required);
+        *stayed = life;
+    }
+
     pub(crate) fn generation(&mut self, id: SessionId) -> Option<&mut Life> {
         self.lives.iter_mut().find(|life| life.base.id == id)
     }
@@ -193,8 +246,7 @@ impl Draft {
     pub(crate) fn keep_reads(&mut self, later: &Draft) {
         for life in &mut self.lives {
             if let Some(later) = later.lives.iter().find(|l| l.base.id == life.base.id) {
-                life.reads.extend(&later.reads);
-                life.required.extend(later.required.iter().cloned());
+                life.keep_reads(later);
             }
         }
     }

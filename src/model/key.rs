@@ -56,6 +56,23 @@ impl Key {
         .expect("four bytes were cut out");
         format!("{:08x}", u32::from_be_bytes(head))
     }
+
+    /// The bytes as text, as the store's own notes name a key.
+    pub(crate) fn to_hex(&self) -> String {
+        self.as_bytes().iter().fold(String::new(), |mut hex, byte| {
+            let digit = |n: u8| char::from_digit(n.into(), 16).expect("less than sixteen");
+            hex.extend([digit(byte >> 4), digit(byte & 15)]);
+            hex
+        })
+    }
+
+    /// The key of which this is the text; `None` if it is none's.
+    pub(crate) fn from_hex(hex: &str) -> Option<Self> {
+        let digit = |digit: &u8| char::from(*digit).to_digit(16);
+        let byte = |pair: &[u8]| Some((digit(pair.first()?)? * 16 + digit(pair.get(1)?)?) as u8);
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
+        bytes.map(Key::from)
+    }
 }
 
 impl fmt::Debug for Key {

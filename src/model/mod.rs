@@ -10,6 +10,7 @@ pub(crate) mod change;
 pub(crate) mod clock;
 pub(crate) mod container;
 pub(crate) mod draft;
+pub(crate) mod forward;
 pub(crate) mod key;
 pub(crate) mod merge;
 pub(crate) mod policy;

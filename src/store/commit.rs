@@ -479,10 +479,13 @@ impl Effects {
         Counters::add(&counters.batches, 1);
         Counters::add(&counters.commits, self.count);
         Counters::add(&counters.started, self.started);
-        Counters::add(&counters.ended, self.ended.len());
+        let count = |wanted| self.ended.iter().filter(|(_, reason)| *reason == wanted).count();
+        let rotated = count(EndReason::Rotated);
+        // What is rotated goes on.
+        Counters::add(&counters.ended, self.ended.len() - rotated);
         Counters::add(&counters.ends_unwritten, self.unwritten);
-        let expired = self.ended.iter().filter(|(_, reason)| *reason == EndReason::Expired).count();
-        Counters::add(&counters.expired, expired);
+        Counters::add(&counters.expired, count(EndReason::Expired));
+        Counters::add(&counters.rotated, rotated);
         observe::published(self.started, &self.ended);
         core.ends.send(self.ended);
     }

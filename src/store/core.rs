@@ -13,7 +13,8 @@ use crate::engine::embedded::disk::Disk;
 use crate::engine::{Engine, Listener, Notice, View};
 use crate::error::Error;
 use crate::model::clock::{Clock, StoreTime, Time};
-use crate::model::container::{ContainerId, ContainerState};
+use crate::model::container::{ContainerId, ContainerState, Kind};
+use crate::model::key::Key;
 use crate::model::merge::Resolvers;
 use crate::model::session::Revision;
 use crate::store::chance::Chance;
@@ -71,6 +72,8 @@ pub(crate) struct Core {
     /// Tasks that found the queue full.
     pub without_room: Mutex<Vec<Waker>>,
     pub anyone_without_room: AtomicBool,
+    /// Whether a key was ever rotated: where none was, nobody need look where it leads to.
+    pub forwards: AtomicBool,
     /// Snapshots after the first and before the second of each pair have seen what was taken back.
     pub revoked: RwLock<Vec<(Revision, Revision)>>,
     /// The threads of the store on which what is not its own may run: they must not wait for themselves.
@@ -133,6 +136,21 @@ impl Core {
     pub(crate) fn container(&self, id: ContainerId, snapshot: &Snapshot) -> Arc<ContainerState> {
         let state = self.versions.container(id, snapshot.revision());
         state.expect("a handle is made of a container that exists, and none is ever removed")
+    }
+
+    pub(crate) fn has_forwards(&self) -> bool {
+        self.forwards.load(Ordering::Acquire)
+    }
+
+    /// Looks whether a key was rotated before the store was opened.
+    pub(crate) fn find_forwards(&self) {
+        let found = self.versions.containers().iter().any(|state| {
+            let (notes, first) = (state.id.of(Kind::Rotated), Key::from(""));
+            let pinned = self.versions.pin(notes, self.snapshots.published());
+            // Whoever cannot tell looks.
+            pinned.keys(notes, &first, 1).map_or(true, |(keys, _)| !keys.is_empty())
+        });
+        self.forwards.store(found, Ordering::Release);
     }
 
     /// Takes back what was seen and is lost: it had been acknowledged before it was durable.
@@ -267,6 +285,7 @@ impl Core {
             started: count(&counters.started),
             ended: count(&counters.ended),
             expired: count(&counters.expired),
+            rotated: count(&counters.rotated),
             listener_failures: count(&counters.listener_failures),
             dead_letters: count(&counters.dead_letters),
             ends_unwritten: count(&counters.ends_unwritten),
@@ -305,7 +324,7 @@ impl Listener for Told {
         let Some(core) = self.0.upgrade() else { return };
         let name = |id: ContainerId| {
             let containers = core.versions.containers();
-            let found = containers.iter().find(|state| state.id == id);
+            let found = containers.iter().find(|state| state.id == id.container());
             found.map_or(String::new(), |state| state.name.to_string())
         };
         core.event(&match notice {

@@ -98,6 +98,15 @@ pub enum Event {
         /// The name of the container.
         container: String,
     },
+    /// Somebody has come with a key that was [given up](crate::Session::rotate) for another one, after
+    /// the time of grace. Perhaps it was stolen before: end the session, or look closer. A visitor who
+    /// went offline at the wrong moment looks the same.
+    RotatedKeyUsed {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's new key.
+        session: String,
+    },
     /// The housekeeper could not do its work; it will try again.
     SweepFailed {
         /// What it was told.

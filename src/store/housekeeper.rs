@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::engine::Gauges;
 use crate::error::{Error, LimitKind};
-use crate::model::container::ContainerId;
+use crate::model::container::{ContainerId, Kind};
 use crate::store::commit::Work;
 use crate::store::core::Core;
 use crate::store::courier;
@@ -59,6 +59,10 @@ fn sweep_all(core: &Core) -> Result<Swept, Error> {
                 Ok(done) => swept += done,
                 Err(error) => trouble = trouble.and(Err(error)),
             }
+        }
+        if core.has_forwards() {
+            // These are no sessions.
+            trouble = trouble.and(sweep_container(core, id.of(Kind::Rotated)).map(|_| ()));
         }
     }
     trouble.map(|()| swept)

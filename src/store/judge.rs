@@ -23,6 +23,8 @@ pub(crate) struct Circumstances<'a> {
     pub container: &'a ContainerState,
     /// The policy in force before this commit: it says whether what is stored has expired.
     pub before: &'a Policy,
+    /// The key was given up, and nobody may take it.
+    pub is_given_up: bool,
     pub resolvers: &'a Resolvers,
     pub now: Time,
     /// The number of the commit, if it comes to one.
@@ -36,6 +38,19 @@ pub(crate) struct Judgement {
     pub ends: Vec<(Arc<Record>, EndReason)>,
     pub created: u64,
     pub merged: Option<MergedSession>,
+    pub departs: Option<Departure>,
+}
+
+/// A session on its way to another key.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    pub key: Key,
+    /// As it arrives.
+    pub record: Record,
+    /// As it was last where it leaves.
+    pub left: Arc<Record>,
+    /// The revision that the transaction had read.
+    pub base: Revision,
 }
 
 /// Why a transaction cannot be committed.
@@ -53,7 +68,8 @@ pub(crate) fn judge(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<Judgement, Objection> {
-    let mut judgement = Judgement { record: stored, ends: Vec::new(), created: 0, merged: None };
+    let mut judgement =
+        Judgement { record: stored, ends: Vec::new(), created: 0, merged: None, departs: None };
     for life in &draft.lives {
         match life.created_here {
             true => create(life, &mut judgement, key, circumstances)?,
@@ -70,16 +86,18 @@ fn create(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<(), Objection> {
-    let Circumstances { container, before, now, revision, .. } = circumstances;
+    let Circumstances { container, before, is_given_up, now, revision, .. } = circumstances;
     let policy = &*container.policy;
     let refuse = |reason, stored: Option<&Arc<Record>>| {
-        Err(Objection::Refused(conflict(reason, life, stored, key, circumstances)))
+        let base = life.base.revision;
+        Err(Objection::Refused(conflict(reason, base, stored, key, container)))
     };
     match judgement.record.take() {
         Some(other) if other.is_expired(before, now) => {
             judgement.ends.push((other, EndReason::Expired));
         }
         Some(other) => return refuse(ConflictReason::Exists, Some(&other)),
+        None if is_given_up => return refuse(ConflictReason::Exists, None),
         None => {}
     }
     let mut record = life.proposed(revision);
@@ -105,9 +123,10 @@ fn change(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<(), Objection> {
-    let Circumstances { container, before, resolvers, now, revision } = circumstances;
+    let Circumstances { container, before, resolvers, now, revision, .. } = circumstances;
     let policy = &*container.policy;
-    let conflict = |reason, stored| conflict(reason, life, stored, key, circumstances);
+    let base = life.base.revision;
+    let conflict = |reason, stored| conflict(reason, base, stored, key, circumstances.container);
     let Some(stored) = judgement.record.as_ref().filter(|record| record.id == life.base.id) else {
         return match life.demands() {
             true => {
@@ -152,12 +171,22 @@ fn change(
     if !merged.names.is_empty() {
         judgement.merged = Some(MergedSession {
             container: container.name.to_string(),
-            key: key.clone(),
+            key: life.rotated.as_ref().map_or(key, |rotation| &rotation.key).clone(),
             base: life.base.revision,
             stored: stored.revision,
             attributes: merged.names.iter().map(|name| name.to_string()).collect(),
             contended: merged.contended.iter().map(|name| name.to_string()).collect(),
         });
+    }
+    if let Some(rotation) = &life.rotated {
+        let left = Arc::new(Record { revision, ..merged.record });
+        let mut record = Record { id: rotation.id, ..Record::clone(&left) };
+        record.file(policy, now);
+        judgement.ends.push((Arc::clone(&left), EndReason::Rotated));
+        judgement.record = None;
+        let (key, base) = (rotation.key.clone(), life.base.revision);
+        judgement.departs = Some(Departure { key, record, left, base });
+        return Ok(());
     }
     if merged.record != **stored {
         judgement.record = Some(Arc::new(Record { revision, ..merged.record }));
@@ -165,18 +194,18 @@ fn change(
     Ok(())
 }
 
-fn conflict(
+pub(crate) fn conflict(
     reason: ConflictReason,
-    life: &Life,
+    base: Revision,
     stored: Option<&Arc<Record>>,
     key: &Key,
-    circumstances: Circumstances<'_>,
+    container: &ContainerState,
 ) -> Error {
     Error::Conflict(Conflict {
         reason,
-        container: circumstances.container.name.to_string(),
+        container: container.name.to_string(),
         session: key.fingerprint(),
-        base: life.base.revision,
+        base,
         stored: stored.map(|record| record.revision),
     })
 }
@@ -211,6 +240,7 @@ mod tests {
         let circumstances = Circumstances {
             before: &policy,
             container: &container(policy.clone()),
+            is_given_up: false,
             resolvers: &Resolvers::default(),
             now: Time::from_secs(now),
             revision: Revision(9),

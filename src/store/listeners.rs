@@ -31,7 +31,7 @@ pub enum EndReason {
     Expired,
     /// It made room for another one: see [`AtLimit::EvictOldest`](crate::AtLimit::EvictOldest).
     Evicted,
-    /// It goes on under another key, as another generation.
+    /// It goes on under another key, as another generation: [`Session::rotate`].
     Rotated,
 }
 

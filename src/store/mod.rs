@@ -29,6 +29,7 @@ mod observe;
 mod options;
 mod outcome;
 mod pinned;
+mod rotation;
 mod round;
 mod session;
 mod snapshots;
@@ -192,11 +193,13 @@ impl Store {
             closed: false.into(),
             without_room: Mutex::default(),
             anyone_without_room: false.into(),
+            forwards: false.into(),
             revoked: RwLock::default(),
             threads: Mutex::default(),
             fence: OnceLock::new(),
         });
         observe::describe();
+        core.find_forwards();
         core.engine.start(Arc::new(Told(Arc::downgrade(&core))))?;
         let running = Arc::new(Running { core, threads: Mutex::new(Threads::default()) });
         // From here on dropping `running` ends what has been started.

@@ -27,14 +27,14 @@ use crate::store::outcome::{EndedInfo, MergedSession, Report};
 
 /// One batch in the making: the newest state, with what the transactions judged so far have done.
 pub(crate) struct Round<'a> {
-    core: &'a Core,
+    pub(super) core: &'a Core,
     pub now: Time,
     /// The revision of the last commit.
     pub revision: Revision,
     pub commits: Vec<Commit>,
     /// The sessions that were looked at, as the batch has left them so far.
     sessions: HashMap<Place, Option<Arc<Record>>>,
-    containers: BTreeMap<ContainerId, Arc<ContainerState>>,
+    pub(super) containers: BTreeMap<ContainerId, Arc<ContainerState>>,
     pub ended: EndBatch,
     /// Those of them that are not written down although a listener is to be told.
     pub unwritten: usize,
@@ -63,12 +63,13 @@ enum Kind {
 
 /// What one transaction would do, before it is accepted.
 #[derive(Default)]
-struct Outcome {
-    sessions: Vec<(Place, Option<Arc<Record>>)>,
-    containers: BTreeMap<ContainerId, ContainerState>,
-    ends: Vec<(Place, Arc<Record>, EndReason)>,
-    created: BTreeMap<ContainerId, u64>,
-    merged: Vec<MergedSession>,
+pub(super) struct Outcome {
+    /// The store's own notes among them.
+    pub sessions: Vec<(Place, Option<Arc<Record>>)>,
+    pub containers: BTreeMap<ContainerId, ContainerState>,
+    pub ends: Vec<(Place, Arc<Record>, EndReason)>,
+    pub created: BTreeMap<ContainerId, u64>,
+    pub merged: Vec<MergedSession>,
     /// Whoever asked for it can ask for less at a time.
     is_divisible: bool,
 }
@@ -115,6 +116,10 @@ impl<'a> Round<'a> {
                 self.judge_transaction(intent)?
             }
             Work::Make { name, policy } => self.make(name, policy),
+            Work::Sweep { container, rows } if !container.is_container() => {
+                (durability, kind) = (Durability::Relaxed, Kind::Ends);
+                self.prune(*container, rows)?
+            }
             Work::Sweep { container, rows } => {
                 let policy = Arc::clone(&self.containers[container].policy);
                 let mut outcome = Outcome { is_divisible: rows.len() > 1, ..Outcome::default() };
@@ -185,17 +190,23 @@ impl<'a> Round<'a> {
         }
         let revision = self.revision.next();
         let mut outcome = Outcome::default();
+        let mut departures = Vec::new();
+        let forwarded = self.forwarded(&intent.drafts)?;
+        let drafts = forwarded.as_ref().unwrap_or(&intent.drafts);
         for (id, change) in &intent.policies {
             let mut state = ContainerState::clone(&self.containers[id]);
             state.set_policy(Arc::clone(&change.policy), revision);
             outcome.containers.insert(*id, state);
         }
-        for (place, draft) in &intent.drafts {
+        for (place, draft) in drafts {
             let stored = self.session(place)?;
+            let is_given_up =
+                draft.lives.iter().any(|life| life.created_here) && self.is_given_up(place)?;
             let before = Arc::clone(&self.containers[&place.0]);
             let circumstances = Circumstances {
                 container: outcome.containers.get(&place.0).unwrap_or(&before),
                 before: &before.policy,
+                is_given_up,
                 resolvers: &self.core.resolvers,
                 now: self.now,
                 revision,
@@ -216,12 +227,16 @@ impl<'a> Round<'a> {
             if judgement.record != stored {
                 outcome.sessions.push((place.clone(), judgement.record));
             }
+            departures.extend(judgement.departs.map(|departure| (place.clone(), departure)));
             let end = |(record, reason)| (place.clone(), record, reason);
             outcome.ends.extend(judgement.ends.into_iter().map(end));
             outcome.merged.extend(judgement.merged);
             if judgement.created > 0 {
                 *outcome.created.entry(place.0).or_default() += judgement.created;
             }
+        }
+        for (from, departure) in departures {
+            self.arrive(from, departure, &mut outcome)?;
         }
         for id in outcome.created.keys().copied().collect::<Vec<_>>() {
             let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
@@ -232,7 +247,7 @@ impl<'a> Round<'a> {
                 continue;
             }
             // Make room by ending what is due.
-            self.end_due(&mut outcome, id, &policy, &intent.drafts, excess)?;
+            self.end_due(&mut outcome, id, &policy, drafts, excess)?;
             if counted(&self.containers[&id], &outcome) > limit {
                 return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
             }
@@ -311,7 +326,7 @@ impl<'a> Round<'a> {
     }
 
     /// The session at a place as the batch has left it so far.
-    fn session(&mut self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+    pub(super) fn session(&mut self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
         if let Some(session) = self.sessions.get(place) {
             return Ok(session.clone());
         }
@@ -432,9 +447,13 @@ impl<'a> Round<'a> {
     }
 }
 
-/// How many sessions a container has after an outcome: ends count before creations.
+/// How many sessions a container has after an outcome: ends count before creations. A rotation is
+/// neither.
 fn counted(state: &ContainerState, outcome: &Outcome) -> u64 {
-    let ended = outcome.ends.iter().filter(|(place, ..)| place.0 == state.id).count() as u64;
+    let is_one_less = |(place, _, reason): &&(Place, Arc<Record>, EndReason)| {
+        place.0 == state.id && *reason != EndReason::Rotated
+    };
+    let ended = outcome.ends.iter().filter(is_one_less).count() as u64;
     let created = outcome.created.get(&state.id).copied().unwrap_or(0);
     state.count.saturating_add(created).saturating_sub(ended)
 }

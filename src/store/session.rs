@@ -365,6 +365,53 @@ impl Session {
         })
     }
 
+    /// Files the session under another key; the returned handle goes on with it.
+    ///
+    /// Do so whenever a visitor becomes somebody else, above all at a login: who knew the old key, or had
+    /// made the visitor use it, knows the session no longer. The session keeps its attributes and times,
+    /// and becomes another [generation](Session::id); the old one ends, with the reason
+    /// [`Rotated`](crate::EndReason). All of it happens in one commit: at no moment, and after no crash,
+    /// do both keys lead to the session, or none. What concurrent transactions change that have found it
+    /// under the old key reaches it all the same; of two that rotate it, one
+    /// [conflicts](crate::ConflictReason::Ended).
+    ///
+    /// Whoever comes with the old key gets `None`; [in the time of
+    /// grace](Policy::rotation_grace_secs), which the policy may give to requests that are on their way,
+    /// the session under its new key. After that it is [told](crate::Event::RotatedKeyUsed). Nobody can
+    /// create a session under the old key for as long as the session would have lived without another
+    /// access, or the grace lasts.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store, Token};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # let (cookie, fresh) = (Token::random()?, Token::random()?);
+    /// # store.transact(|txn| txn.create(&visitors, &cookie)?.insert("cart", ["tea"]))?;
+    /// // A visitor logs in.
+    /// store.transact(|txn| {
+    ///     let session = txn.get(&visitors, &cookie)?.ok_or(Error::Ended)?.rotate(&fresh)?;
+    ///     session.insert("name", "Ada")
+    /// })?;
+    ///
+    /// let txn = store.begin()?;
+    /// assert!(txn.get(&visitors, &cookie)?.is_none());
+    /// let session = txn.get(&visitors, &fresh)?.ok_or(Error::Ended)?;
+    /// assert_eq!(session.keys()?, ["cart", "name"]);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exists`] if a live session has the new key, [`Error::RotatedKey`] if that was given up
+    /// itself, [`Error::Limit`] if it is too long, and those of every call.
+    pub fn rotate(&self, key: impl Into<Key>) -> Result<Session, Error> {
+        let place = (self.place.0, key.into());
+        self.workspace.settings(place.0)?.check_key(&place.1)?;
+        let id = self.workspace.door.chance.session_id();
+        self.workspace.rotate(&self.place, self.id, &place, id)?;
+        Ok(Session::new(Arc::clone(&self.workspace), place, id))
+    }
+
     /// Ends the session; does nothing if it has ended or expired.
     ///
     /// # Errors

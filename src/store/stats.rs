@@ -15,6 +15,7 @@ pub(crate) struct Counters {
     pub started: AtomicU64,
     pub ended: AtomicU64,
     pub expired: AtomicU64,
+    pub rotated: AtomicU64,
     pub listener_failures: AtomicU64,
     pub dead_letters: AtomicU64,
     pub ends_unwritten: AtomicU64,
@@ -74,6 +75,8 @@ stats! {
     ended,
     /// Those of them whose time was over.
     expired,
+    /// Sessions that were given another key.
+    rotated,
     /// Listeners that failed or panicked, each time.
     listener_failures,
     /// Ends that no listener took although it was called as often as it may be: see

@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, LimitKind};
+use crate::model::clock::Time;
 use crate::model::container::{ContainerId, Place};
 use crate::model::draft::{Draft, Life};
+use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Record, Revision, SessionId};
@@ -69,6 +71,9 @@ impl Transaction {
 
     /// The live session under a key. This is an access: it lengthens the session's life.
     ///
+    /// In the time of [grace](Policy::rotation_grace_secs) after a [rotation](Session::rotate) the old
+    /// key leads to the session too: the handle has the [new one](Session::key).
+    ///
     /// # Errors
     ///
     /// Like all calls on a transaction: [`Error::TransactionOver`], [`Error::SnapshotTooOld`],
@@ -78,21 +83,15 @@ impl Transaction {
         container: &Container,
         key: impl Into<Key>,
     ) -> Result<Option<Session>, Error> {
-        let place = self.place(container, key)?;
-        self.workspace
-            .with_draft(&place, |draft, policy, now| {
-                let life = draft.live_mut(policy, now)?;
-                life.access(policy, now);
-                Some(life.base.id)
-            })
-            .map(|id| id.map(|id| self.session(place, id)))
+        self.reach(self.place(container, key)?, Life::access)
     }
 
     /// The live session under a key; a new one if there is none. An access.
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] if the container is full, and as for [`get`](Transaction::get).
+    /// [`Error::Limit`] if the container is full, [`Error::RotatedKey`] if the key was given up for
+    /// another one, and as for [`get`](Transaction::get).
     pub fn get_or_create(
         &self,
         container: &Container,
@@ -112,8 +111,9 @@ impl Transaction {
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] if a live session has the key, [`Error::Limit`] if the container is full
-    /// or the key too long (the transaction stays usable), and as for [`get`](Transaction::get).
+    /// [`Error::Exists`] if a live session has the key, [`Error::RotatedKey`] if it was given up for
+    /// another one, [`Error::Limit`] if the container is full or the key too long (the transaction
+    /// stays usable), and as for [`get`](Transaction::get).
     pub fn create(&self, container: &Container, key: impl Into<Key>) -> Result<Session, Error> {
         let place = self.place(container, key)?;
         let policy = self.workspace.settings(place.0)?;
@@ -125,6 +125,11 @@ impl Transaction {
         let is_taken = |draft: &Draft, policy: &Policy, now| draft.live(policy, now).is_some();
         if self.workspace.with_draft(&place, |draft, policy, now| is_taken(draft, policy, now))? {
             return Err(taken());
+        }
+        if let Some(forward) = self.workspace.forward(&place)? {
+            self.tell_of_rotated(&place, &forward)?;
+            let (container, session) = (container.name.to_string(), place.1.fingerprint());
+            return Err(Error::RotatedKey { container, session });
         }
         if policy.limit > 0 && self.len_at_most(container, policy.limit)? >= policy.limit {
             return Err(Error::Limit { limit: LimitKind::Sessions, max: policy.limit });
@@ -199,11 +204,7 @@ impl Transaction {
         container: &Container,
         key: impl Into<Key>,
     ) -> Result<Option<Session>, Error> {
-        let place = self.place(container, key)?;
-        let id = self.workspace.with_draft(&place, |draft, policy, now| {
-            draft.live(policy, now).map(|life| life.base.id)
-        })?;
-        Ok(id.map(|id| self.session(place, id)))
+        self.reach(self.place(container, key)?, |_, _, _| ())
     }
 
     /// Ends the live session under a key, if there is one.
@@ -212,14 +213,8 @@ impl Transaction {
     ///
     /// As for [`get`](Transaction::get).
     pub fn remove(&self, container: &Container, key: impl Into<Key>) -> Result<bool, Error> {
-        let place = self.place(container, key)?;
-        self.workspace.with_draft(&place, |draft, policy, now| match draft.live_mut(policy, now) {
-            Some(life) => {
-                life.ended = true;
-                true
-            }
-            None => false,
-        })
+        let found = self.reach(self.place(container, key)?, |life, _, _| life.ended = true)?;
+        Ok(found.is_some())
     }
 
     /// Finds the generation that a handle of an earlier transaction means, without an access;
@@ -488,6 +483,47 @@ impl Transaction {
             self.workspace.restore(before)?;
         }
         self.workspace.forget(before)
+    }
+
+    /// The live session under a key, or under the one that it was rotated to, as long as the grace
+    /// lasts.
+    fn reach(
+        &self,
+        mut place: Place,
+        work: impl Fn(&mut Life, &Policy, Time),
+    ) -> Result<Option<Session>, Error> {
+        let mut wanted = None;
+        for _ in 0..forward::HOPS_MAX {
+            let found = self.workspace.with_draft(&place, |draft, policy, now| {
+                let is_wanted = |life: &&mut Life| wanted.is_none_or(|id| life.base.id == id);
+                let life = draft.live_mut(policy, now).filter(is_wanted)?;
+                work(life, policy, now);
+                Some(life.base.id)
+            })?;
+            if let Some(id) = found {
+                return Ok(Some(self.session(place, id)));
+            }
+            let forward = self.workspace.forward(&place)?;
+            let Some(forward) = forward.filter(|f| wanted.is_none_or(|id| f.from == id)) else {
+                return Ok(None);
+            };
+            if forward.grace <= self.workspace.door.now() {
+                self.tell_of_rotated(&place, &forward)?;
+                return Ok(None);
+            }
+            (place.1, wanted) = (forward.key, Some(forward.id));
+        }
+        Ok(None)
+    }
+
+    /// Somebody has come with a key that was given up: once in a transaction it is told.
+    fn tell_of_rotated(&self, place: &Place, forward: &Forward) -> Result<(), Error> {
+        let container = self.workspace.container(place.0)?.name.to_string();
+        if !std::mem::replace(&mut self.workspace.lock()?.told_of_rotated, true) {
+            let session = forward.key.fingerprint();
+            self.workspace.door.event(&Event::RotatedKeyUsed { container, session });
+        }
+        Ok(())
     }
 
     fn place(&self, container: &Container, key: impl Into<Key>) -> Result<Place, Error> {

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::Error;
 use crate::model::clock::Time;
-use crate::model::container::{ContainerId, ContainerState, Place};
-use crate::model::draft::{Draft, Life};
+use crate::model::container::{ContainerId, ContainerState, Kind, Place};
+use crate::model::draft::{Draft, Life, Rotation};
+use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::session::{Record, SessionId};
@@ -46,6 +47,8 @@ pub(crate) struct State {
     pub durability: Option<Durability>,
     /// How many start listeners are running inside each other.
     pub starting: usize,
+    /// Whether it was told of a key that was given up: once is enough.
+    pub told_of_rotated: bool,
 }
 
 #[derive(Clone, Default)]
@@ -209,6 +212,69 @@ impl Workspace {
         }))
     }
 
+    /// Files the session `id` under another key, as the session `new`.
+    pub(crate) fn rotate(
+        &self,
+        from: &Place,
+        id: SessionId,
+        to: &Place,
+        new: SessionId,
+    ) -> Result<(), Error> {
+        let name = self.container(to.0)?.name.to_string();
+        let (container, session) = (name, to.1.fingerprint());
+        if self.forward(to)?.is_some() {
+            return Err(Error::RotatedKey { container, session });
+        }
+        // Both drafts are there from now on.
+        self.with_draft(to, |_, _, _| ())?;
+        self.with_draft(from, |_, _, _| ())?;
+        let State { changes, containers, now, .. } = &mut *self.lock()?;
+        let policy = self.meanwhile(&changes.policies, containers, to.0);
+        let draft = |place| changes.drafts.get(place).expect("it was just made");
+        let lives = draft(from).live(policy, *now).is_some_and(|life| life.base.id == id);
+        if !lives {
+            return Err(Error::Ended);
+        }
+        if draft(to).live(policy, *now).is_some() {
+            return Err(Error::Exists { container, session });
+        }
+        let rotation = Rotation { key: to.1.clone(), id: new };
+        let drafts = &mut changes.drafts;
+        let departs = drafts.get_mut(from).and_then(|d| d.depart(id, &from.1, rotation.clone()));
+        let life = departs.expect("it lives there");
+        // It may have been rotated here before. Then nobody else has ever seen the key between.
+        if let Some(key) = &life.came_from
+            && let Some(draft) = drafts.get_mut(&(to.0, key.clone()))
+        {
+            draft.lives.iter_mut().for_each(|life| {
+                life.rotated = life.rotated.take().map(|_| rotation.clone());
+            });
+        }
+        drafts.get_mut(to).expect("it was just made").lives.push(life);
+        Ok(())
+    }
+
+    /// Where the session of a key has gone, if that was given up for another one.
+    pub(crate) fn forward(&self, place: &Place) -> Result<Option<Forward>, Error> {
+        let State { changes, containers, now, .. } = &mut *self.lock()?;
+        let stayed = changes.drafts.get(place).and_then(|draft| draft.lives.last());
+        if let Some((stayed, Rotation { key, id })) =
+            stayed.and_then(|life| Some((life, life.rotated.clone()?)))
+        {
+            let policy = self.meanwhile(&changes.policies, containers, place.0);
+            let grace = now.plus_secs(policy.rotation_grace_secs);
+            return Ok(Some(Forward { from: stayed.base.id, key, id, grace }));
+        }
+        if !self.door.has_forwards() {
+            return Ok(None);
+        }
+        let note = (place.0.of(Kind::Rotated), place.1.clone());
+        let note = self.door.versions.read(&note, self.snapshot.revision())?;
+        self.check()?;
+        let kept = note.filter(|record| forward::is_kept(record, *now));
+        Ok(kept.and_then(|record| Forward::of(&record)))
+    }
+
     /// Remembers what has been changed so far; the number to come back to it by.
     pub(crate) fn save(&self) -> Result<u64, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -227,12 +293,28 @@ impl Workspace {
         state.savepoints.truncate(at + 1);
         let saved = state.savepoints[at].1.clone();
         let given_up = mem::replace(&mut state.changes, saved);
-        for (place, later) in given_up.drafts {
-            let draft = state.changes.drafts.entry(place).or_insert_with(|| {
+        let drafts = &mut state.changes.drafts;
+        for (place, later) in &given_up.drafts {
+            let draft = drafts.entry(place.clone()).or_insert_with(|| {
                 let base = later.lives.first().filter(|life| !life.created_here);
                 Draft::new(base.map(|life| Arc::clone(&life.base)))
             });
-            draft.keep_reads(&later);
+            draft.keep_reads(later);
+        }
+        // What was rotated since, or to another key, lies elsewhere now.
+        for (place, later) in &given_up.drafts {
+            for later in &later.lives {
+                let Some(key) = &later.came_from else { continue };
+                let from = (place.0, key.clone());
+                let here = |place: &Place, life: &Life| match &life.came_from {
+                    Some(key) => place.0 == from.0 && *key == from.1,
+                    None => *place == from && !life.created_here,
+                };
+                let lives = drafts.iter_mut().flat_map(|(place, draft)| {
+                    draft.lives.iter_mut().filter(move |life| here(place, life))
+                });
+                lives.for_each(|life| life.keep_reads(later));
+            }
         }
         Ok(())
     }
@@ -272,6 +354,7 @@ impl Workspace {
     pub(crate) fn finish_unreadable(&self) -> Result<Option<Intent>, Error> {
         let mut state = self.lock()?;
         state.changes.policies.clear();
+        gather(&mut state.changes.drafts);
         state.changes.drafts.retain(|_, draft| {
             draft.lives.retain(|life| life.unreadable.is_some() && !life.created_here);
             for life in &mut draft.lives {
@@ -286,6 +369,7 @@ impl Workspace {
 
     fn finish_with(&self, mut state: MutexGuard<'_, State>) -> Result<Option<Intent>, Error> {
         let Changes { mut drafts, policies } = mem::take(&mut state.changes);
+        gather(&mut drafts);
         drafts.retain(|_, draft| draft.has_effect());
         let change = |(id, set): (ContainerId, Set)| {
             let base = state.container(self, id).policy_revision;
@@ -317,6 +401,19 @@ impl Workspace {
         if self.door.versions.are_kept_for(self.snapshot.revision()) {
             self.door.forget();
         }
+    }
+}
+
+/// Puts what is to change of sessions with new keys where they lie until the commit.
+fn gather(drafts: &mut BTreeMap<Place, Draft>) {
+    let mut come = Vec::new();
+    for ((container, _), draft) in drafts.iter_mut() {
+        for life in draft.lives.extract_if(.., |life| life.came_from.is_some()) {
+            come.extend(life.came_from.clone().map(|key| ((*container, key), life)));
+        }
+    }
+    for (from, life) in come {
+        drafts.get_mut(&from).expect("it has come from there").take_back(life);
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Segment, Shared, State, recovery};
 use crate::engine::{Failure, Notice, View, successor};
 use crate::error::Error;
 use crate::model::clock::Time;
-use crate::model::container::ContainerId;
+use crate::model::container::{ContainerId, Kind};
 use crate::model::key::Key;
 use crate::model::session::Revision;
 
@@ -261,6 +261,11 @@ impl Shared {
             };
             if let (false, Some(listener)) = (is_right, self.listener.get()) {
                 listener.notice(Notice::Miscounted(state.id));
+            }
+            for kind in Kind::ALL {
+                if !matches!(self.count(&view, state.id.of(kind), PAGE), Ok(Some(_))) {
+                    return;
+                }
             }
         }
     }
