@@ -391,6 +391,10 @@ pub enum LimitKind {
     Attributes,
     /// `key_bytes_max`: bytes of a key.
     KeyBytes,
+    /// `principal_limit`: live sessions of a principal in the container.
+    PrincipalSessions,
+    /// Bytes of a principal's name, or of its note.
+    PrincipalBytes,
     /// Bytes of everything that one transaction leaves behind: it must fit into half a segment of
     /// the commit log. See [`Options::segment_bytes`](crate::Options::segment_bytes).
     TransactionBytes,
@@ -403,6 +407,8 @@ impl fmt::Display for LimitKind {
             LimitKind::SessionBytes => "bytes in a session",
             LimitKind::Attributes => "attributes in a session",
             LimitKind::KeyBytes => "bytes in a key",
+            LimitKind::PrincipalSessions => "sessions of a principal",
+            LimitKind::PrincipalBytes => "bytes in a principal's name or note",
             LimitKind::TransactionBytes => "bytes in a transaction",
         })
     }

@@ -105,8 +105,9 @@ pub use model::value::{Amount, Value};
 pub use store::{
     AttributeHeat, Backup, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event,
     ExportOptions, Exported, Fate, Filter, Health, ImportOptions, Imported, Keys, ListenerError,
-    MergedSession, OnConflict, Options, Report, Savepoint, Session, Sessions, Stats, Store, Swept,
-    Transaction, Trouble, ViewedAttribute, ViewedContainer, ViewedSession, ViewedSessions, Viewer,
+    MergedSession, OnConflict, Options, PrincipalSession, Report, Savepoint, Session, Sessions,
+    Stats, Store, Swept, Transaction, Trouble, ViewedAttribute, ViewedContainer, ViewedSession,
+    ViewedSessions, Viewer,
 };
 
 /// The format of the stores that this version makes and reads. It counts formats, not releases.

@@ -56,6 +56,12 @@ impl SessionChange {
             (_, None) => 0,
             // Mostly it was only used.
             (Some(old), Some(new)) if old.attributes.is(&new.attributes) && old.id == new.id => 0,
+            // The store's own notes may be long, and change a little each time.
+            (Some(old), Some(new)) if !self.place.0.is_container() && old.id == new.id => {
+                let (set, removed) = new.attributes.changed_since(&old.attributes);
+                let set = set.iter().map(|(name, _, value)| 24 + name.len() + value.len());
+                set.chain(removed.iter().map(|name| 8 + name.len())).sum()
+            }
             // At worst all that it had is gone, and all that it has is new.
             (old, Some(new)) => {
                 let Size { attributes, bytes } = new.size();

@@ -11,7 +11,7 @@ use crate::model::change::{Changes, Reads};
 use crate::model::clock::Time;
 use crate::model::key::Key;
 use crate::model::policy::Policy;
-use crate::model::session::{Name, Record, Revision, SessionId};
+use crate::model::session::{Name, Principal, Record, Revision, SessionId};
 use crate::model::timeslice::{self, Touch};
 use crate::model::value::Value;
 
@@ -29,6 +29,12 @@ pub(crate) struct Life {
     pub ended: bool,
     /// The attribute that was not what the application expects, if it ended because of that.
     pub unreadable: Option<Name>,
+    /// It has ended with the others of its principal: if it has ended by itself meanwhile, so be it.
+    pub as_committed: bool,
+    /// Whose session it is from now on; within, `None`: nobody's.
+    pub principal: Option<Option<Principal>>,
+    /// The other sessions of its principal end.
+    pub ends_others: bool,
     /// It goes on under another key. Until the transaction commits, all that is to change of it is in
     /// a life there, and this one has ended.
     pub rotated: Option<Rotation>,
@@ -54,6 +60,9 @@ impl Life {
             touch: None,
             ended: false,
             unreadable: None,
+            as_committed: false,
+            principal: None,
+            ends_others: false,
             rotated: None,
             came_from: None,
         }
@@ -86,13 +95,16 @@ impl Life {
         Life { created_here: true, changes, ..Life::found(Arc::new(base)) }
     }
 
-    /// The times of the session with this transaction's own accesses, and no attributes.
-    fn times(&self) -> Record {
+    /// The session with this transaction's own accesses, and no attributes.
+    pub(crate) fn times(&self) -> Record {
         let extras = self.base.extras.clone();
         let mut times = Record { attributes: Attributes::new(), extras, ..*self.base };
         times.last_modified = times.last_modified.max(self.changes.modified);
         if let Some(touch) = self.touch {
             times.touch(touch);
+        }
+        if let Some(principal) = &self.principal {
+            times.set_extras(|extras| extras.principal.clone_from(principal));
         }
         times
     }
@@ -163,12 +175,13 @@ impl Life {
 
     /// Whether it matters to this transaction that the session still lives at commit.
     pub(crate) fn demands(&self) -> bool {
-        let kept = !self.changes.is_empty() || !self.required.is_empty();
-        self.ended || self.rotated.is_some() || kept
+        let ends = self.ended && !self.as_committed;
+        let changes = !self.changes.is_empty() || !self.required.is_empty();
+        ends || changes || self.principal.is_some() || self.ends_others || self.rotated.is_some()
     }
 
     fn has_effect(&self) -> bool {
-        self.created_here || self.touch.is_some() || self.demands()
+        self.created_here || self.touch.is_some() || self.ended || self.demands()
     }
 }
 
@@ -218,15 +231,12 @@ impl Draft {
     pub(crate) fn take_back(&mut self, life: Life) {
         let stayed = self.lives.iter_mut().find(|life| life.rotated.is_some());
         let stayed = stayed.expect("what comes from here has left a life behind");
-        let Life { changes, reads, required, touch, ended, .. } = life;
-        let rotated = stayed.rotated.take().filter(|_| !ended);
+        let rotated = stayed.rotated.take().filter(|_| !life.ended);
         let base = Arc::clone(&stayed.base);
-        let mut life =
-            Life { changes, reads, required, touch, ended, rotated, ..Life::found(base) };
+        let mut whole = Life { base, created_here: false, came_from: None, rotated, ..life };
         // After a rollback behind the rotation some of it is here.
-        life.reads.extend(&stayed.reads);
-        life.required.append(&mut stayed.required);
-        *stayed = life;
+        whole.keep_reads(stayed);
+        *stayed = whole;
     }
 
     pub(crate) fn generation(&mut self, id: SessionId) -> Option<&mut Life> {

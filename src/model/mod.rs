@@ -15,6 +15,7 @@ pub(crate) mod key;
 pub(crate) mod merge;
 pub(crate) mod policy;
 pub(crate) mod portable;
+pub(crate) mod principals;
 pub(crate) mod session;
 pub(crate) mod timeslice;
 pub(crate) mod token;

@@ -31,7 +31,7 @@
 //! Housekeeping goes the same way: a sweep is a client that asks for sessions to be ended, and
 //! the committer looks for itself whether their time is really over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,7 +47,7 @@ use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::draft::Draft;
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
-use crate::model::session::{CommitId, Revision};
+use crate::model::session::{CommitId, Name, Revision};
 use crate::store::core::Core;
 use crate::store::courier::EndBatch;
 use crate::store::events::Event;
@@ -100,7 +100,7 @@ impl Work {
     pub(crate) fn ends_pending_max(&self, bound: u64) -> u64 {
         match self {
             Work::Sweep { .. } | Work::Refile { .. } => bound,
-            Work::Transaction(intent) if intent.ends() > 1 => bound,
+            Work::Transaction(intent) if intent.ends_many() => bound,
             Work::Transaction(_) | Work::Make { .. } => bound.saturating_mul(16),
             Work::Acknowledge { .. } => u64::MAX,
         }
@@ -113,6 +113,8 @@ pub(crate) struct Intent {
     pub snapshot: Revision,
     pub drafts: BTreeMap<Place, Draft>,
     pub policies: BTreeMap<ContainerId, PolicyChange>,
+    /// Principals of whom all sessions end, those too that the transaction has not seen.
+    pub principals: BTreeSet<(ContainerId, Name)>,
     /// When it is to be acknowledged, if the transaction has said so.
     pub durability: Option<Durability>,
 }
@@ -124,9 +126,11 @@ pub(crate) struct PolicyChange {
 }
 
 impl Intent {
-    /// How many sessions it ends by request.
-    fn ends(&self) -> usize {
-        self.drafts.values().flat_map(|draft| &draft.lives).filter(|life| life.ended).count()
+    /// Whether it ends more than one session by request.
+    fn ends_many(&self) -> bool {
+        let lives = || self.drafts.values().flat_map(|draft| &draft.lives);
+        let ends_others = lives().any(|life| life.ends_others) || !self.principals.is_empty();
+        ends_others || lives().filter(|life| life.ended).count() > 1
     }
 
     /// Whether it does nothing but end sessions, and so makes room.

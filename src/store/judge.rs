@@ -168,6 +168,10 @@ fn change(
     }
     let rules = Rules { policy, resolvers };
     let merged = merge(&life.base, &touched, &life.changes, rules, revision).map_err(refused)?;
+    let mut record = merged.record;
+    if let Some(principal) = &life.principal {
+        record.set_extras(|extras| extras.principal.clone_from(principal));
+    }
     if !merged.names.is_empty() {
         judgement.merged = Some(MergedSession {
             container: container.name.to_string(),
@@ -179,7 +183,7 @@ fn change(
         });
     }
     if let Some(rotation) = &life.rotated {
-        let left = Arc::new(Record { revision, ..merged.record });
+        let left = Arc::new(Record { revision, ..record });
         let mut record = Record { id: rotation.id, ..Record::clone(&left) };
         record.file(policy, now);
         judgement.ends.push((Arc::clone(&left), EndReason::Rotated));
@@ -188,8 +192,8 @@ fn change(
         judgement.departs = Some(Departure { key, record, left, base });
         return Ok(());
     }
-    if merged.record != **stored {
-        judgement.record = Some(Arc::new(Record { revision, ..merged.record }));
+    if record != **stored {
+        judgement.record = Some(Arc::new(Record { revision, ..record }));
     }
     Ok(())
 }

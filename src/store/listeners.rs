@@ -87,6 +87,11 @@ impl EndedSession {
         self.record.last_modified
     }
 
+    /// Whose session it was, if anybody's.
+    pub fn principal(&self) -> Option<&str> {
+        self.record.principal().map(|principal| &*principal.name)
+    }
+
     /// The last value of an attribute; `None` if it is absent or no `T`.
     pub fn get<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Option<T> {
         self.record.attributes.get(name.name())?.value.to()

@@ -4,7 +4,7 @@
 //! Nothing here waits, writes or is seen by others; what comes out is a list of commits, and a
 //! verdict for each request. What becomes of one key under one transaction is decided in `judge.rs`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -238,6 +238,7 @@ impl<'a> Round<'a> {
         for (from, departure) in departures {
             self.arrive(from, departure, &mut outcome)?;
         }
+        self.settle_principals(intent, drafts, &mut outcome)?;
         for id in outcome.created.keys().copied().collect::<Vec<_>>() {
             let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
             let policy = Arc::clone(&state.policy);
@@ -269,9 +270,12 @@ impl<'a> Round<'a> {
         let pinned = self.core.versions.pin(id, self.core.snapshots.published());
         let (now, wanted) = (self.now, usize::try_from(wanted).unwrap_or(usize::MAX));
         let enough = outcome.ends.len().saturating_add(wanted);
+        // What the transaction has done besides its drafts must not be done again.
+        let changed = outcome.sessions.iter().map(|(place, _)| place.clone());
+        let changed: BTreeSet<_> = changed.collect();
         pinned.suspects(&state, policy, now, |key| {
             let place = (id, key);
-            if !except.contains_key(&place) {
+            if !except.contains_key(&place) && !changed.contains(&place) {
                 self.sweep(outcome, place, policy, |record| record.is_expired(policy, now));
             }
             Ok(match outcome.ends.len() >= enough {
@@ -353,9 +357,11 @@ impl<'a> Round<'a> {
             let before = self.sessions.get(&place).expect("what is changed was looked at").clone();
             SessionChange { place, before, after }
         };
+        let mut sessions = mem::take(&mut outcome.sessions).into_iter().map(change).collect();
+        self.note_principals(&mut sessions)?;
         let mut commit = Commit {
             revision: self.revision.next(),
-            sessions: mem::take(&mut outcome.sessions).into_iter().map(change).collect(),
+            sessions,
             containers: containers.values().cloned().map(Arc::new).collect(),
         };
         let mut weight = commit.weight();

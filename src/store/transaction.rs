@@ -21,6 +21,7 @@ use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
 use crate::store::observe;
 use crate::store::outcome::{Commit, Report, Watched, slot};
+use crate::store::principals::PrincipalSession;
 use crate::store::session::Session;
 use crate::store::stats::Counters;
 use crate::store::workspace::Workspace;
@@ -232,6 +233,70 @@ impl Transaction {
             draft.live(policy, now).is_some_and(|life| life.base.id == handle.id())
         })?;
         Ok(found.then(|| self.session(place, handle.id())))
+    }
+
+    /// The live sessions of a [principal](Session::bind), the oldest first: what a page shows that is
+    /// headed "where you are logged in". No access and no read.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// store.transact(|txn| txn.create(&visitors, "laptop")?.bind("ada", "Firefox"))?;
+    /// store.transact(|txn| txn.create(&visitors, "phone")?.bind("ada", "the app"))?;
+    ///
+    /// let txn = store.begin()?;
+    /// let devices = txn.sessions_of(&visitors, "ada")?;
+    /// assert_eq!(devices.iter().map(|device| &*device.note).collect::<Vec<_>>(), ["Firefox", "the app"]);
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn sessions_of(
+        &self,
+        container: &Container,
+        principal: &str,
+    ) -> Result<Vec<PrincipalSession>, Error> {
+        let id = self.container_id(container)?;
+        let policy = self.workspace.policy(id)?;
+        let shown = |(key, record): (Key, Record)| PrincipalSession {
+            key,
+            id: record.id,
+            created: record.created,
+            last_accessed: record.last_accessed,
+            note: record.principal().map_or(String::new(), |principal| principal.note.to_string()),
+            expires: record.expiry(&policy),
+        };
+        let found = self.workspace.sessions_of(id, principal)?;
+        let mut sessions: Vec<_> = found.into_iter().map(shown).collect();
+        sessions.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+        Ok(sessions)
+    }
+
+    /// Ends all sessions of a [principal](Session::bind), as they are at the commit: those too that
+    /// were bound after this transaction began, and no conflict comes of one that has ended by itself.
+    /// What this transaction binds to the principal after this call stays.
+    /// [`Report::ended`](crate::Report) lists them.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "laptop")?.bind("ada", "Firefox"))?;
+    /// # store.transact(|txn| txn.create(&visitors, "phone")?.bind("ada", "the app"))?;
+    /// let report = store.transact(|txn| txn.end_all_of(&visitors, "ada"))?;
+    /// assert_eq!(report.ended.len(), 2);
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn end_all_of(&self, container: &Container, principal: &str) -> Result<(), Error> {
+        let id = self.container_id(container)?;
+        self.workspace.end_sessions_of(id, principal, None)
     }
 
     /// How many live sessions a container has: those of the snapshot that have not expired by now,

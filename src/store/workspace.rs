@@ -15,7 +15,8 @@ use crate::model::draft::{Draft, Life, Rotation};
 use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
-use crate::model::session::{Record, SessionId};
+use crate::model::principals;
+use crate::model::session::{Name, Record, SessionId};
 use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
 use crate::store::door::Door;
@@ -56,6 +57,8 @@ struct Changes {
     drafts: BTreeMap<Place, Draft>,
     /// Those that it has set.
     policies: BTreeMap<ContainerId, Set>,
+    /// Those of whom all sessions end.
+    principals: BTreeSet<(ContainerId, Name)>,
 }
 
 /// A policy that this transaction has set.
@@ -142,7 +145,7 @@ impl Workspace {
         work: impl FnOnce(&mut Draft, &Policy, Time) -> T,
     ) -> Result<T, Error> {
         let state = &mut *self.lock()?;
-        let State { changes: Changes { drafts, policies }, containers, now, .. } = state;
+        let State { changes: Changes { drafts, policies, .. }, containers, now, .. } = state;
         let policy = self.meanwhile(policies, containers, place.0);
         let draft = match drafts.get_mut(place) {
             Some(draft) => draft,
@@ -275,6 +278,56 @@ impl Workspace {
         Ok(kept.and_then(|record| Forward::of(&record)))
     }
 
+    /// The live sessions of a principal, in the order of their keys, without attributes.
+    pub(crate) fn sessions_of(
+        &self,
+        id: ContainerId,
+        principal: &str,
+    ) -> Result<Vec<(Key, Record)>, Error> {
+        let snapshot = self.snapshot.revision();
+        let row = self.door.versions.read(&principals::place(id, principal), snapshot)?;
+        let mut keys = self.drafted(id)?;
+        keys.extend(row.iter().flat_map(|row| principals::sessions(row)).map(|(key, _)| key));
+        let mut sessions = Vec::new();
+        for key in keys {
+            let place = (id, key);
+            let base = self.door.versions.read(&place, snapshot)?;
+            let State { changes, containers, now, .. } = &mut *self.lock()?;
+            let policy = self.meanwhile(&changes.policies, containers, id);
+            let found = Draft::new(base);
+            let draft = changes.drafts.get(&place).unwrap_or(&found);
+            let session = draft.live(policy, *now).map(Life::times);
+            let is_theirs =
+                |record: &Record| record.principal().is_some_and(|p| *p.name == *principal);
+            sessions.extend(session.filter(is_theirs).map(|record| (place.1, record)));
+        }
+        Ok(sessions)
+    }
+
+    /// Ends the sessions of a principal that this transaction sees, and at the commit all others; or
+    /// only those that it sees, without one that keeps them in mind.
+    pub(crate) fn end_sessions_of(
+        &self,
+        id: ContainerId,
+        principal: &str,
+        keeper: Option<SessionId>,
+    ) -> Result<(), Error> {
+        for (key, session) in self.sessions_of(id, principal)? {
+            if keeper != Some(session.id) {
+                self.with_draft(&(id, key), |draft, policy, now| {
+                    let life = draft.live_mut(policy, now).filter(|l| l.base.id == session.id);
+                    if let Some(life) = life {
+                        (life.ended, life.as_committed) = (true, true);
+                    }
+                })?;
+            }
+        }
+        if keeper.is_none() {
+            self.lock()?.changes.principals.insert((id, principal.into()));
+        }
+        Ok(())
+    }
+
     /// Remembers what has been changed so far; the number to come back to it by.
     pub(crate) fn save(&self) -> Result<u64, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -354,6 +407,7 @@ impl Workspace {
     pub(crate) fn finish_unreadable(&self) -> Result<Option<Intent>, Error> {
         let mut state = self.lock()?;
         state.changes.policies.clear();
+        state.changes.principals.clear();
         gather(&mut state.changes.drafts);
         state.changes.drafts.retain(|_, draft| {
             draft.lives.retain(|life| life.unreadable.is_some() && !life.created_here);
@@ -368,7 +422,7 @@ impl Workspace {
     }
 
     fn finish_with(&self, mut state: MutexGuard<'_, State>) -> Result<Option<Intent>, Error> {
-        let Changes { mut drafts, policies } = mem::take(&mut state.changes);
+        let Changes { mut drafts, policies, principals } = mem::take(&mut state.changes);
         gather(&mut drafts);
         drafts.retain(|_, draft| draft.has_effect());
         let change = |(id, set): (ContainerId, Set)| {
@@ -382,9 +436,9 @@ impl Workspace {
         let durability = state.durability;
         drop(state);
         self.let_go();
-        let nothing = drafts.is_empty() && policies.is_empty();
+        let nothing = drafts.is_empty() && policies.is_empty() && principals.is_empty();
         let snapshot = self.snapshot.revision();
-        Ok((!nothing).then_some(Intent { snapshot, drafts, policies, durability }))
+        Ok((!nothing).then_some(Intent { snapshot, drafts, policies, principals, durability }))
     }
 
     /// Ends the transaction, unless it is over: handles find that it is.
