@@ -29,12 +29,13 @@ pub(crate) struct Life {
     pub ended: bool,
     /// The attribute that was not what the application expects, if it ended because of that.
     pub unreadable: Option<Name>,
-    /// It has ended with the others of its principal: if it has ended by itself meanwhile, so be it.
-    pub as_committed: bool,
+    /// It has ended with the others of this principal: if it has ended by itself meanwhile, or is not
+    /// theirs any more, so be it.
+    pub ended_with: Option<Name>,
     /// Whose session it is from now on; within, `None`: nobody's.
     pub principal: Option<Option<Principal>>,
-    /// The other sessions of its principal end.
-    pub ends_others: bool,
+    /// The other sessions of this principal end.
+    pub ends_others: Option<Name>,
     /// It goes on under another key. Until the transaction commits, all that is to change of it is in
     /// a life there, and this one has ended.
     pub rotated: Option<Rotation>,
@@ -60,9 +61,9 @@ impl Life {
             touch: None,
             ended: false,
             unreadable: None,
-            as_committed: false,
+            ended_with: None,
             principal: None,
-            ends_others: false,
+            ends_others: None,
             rotated: None,
             came_from: None,
         }
@@ -175,9 +176,9 @@ impl Life {
 
     /// Whether it matters to this transaction that the session still lives at commit.
     pub(crate) fn demands(&self) -> bool {
-        let ends = self.ended && !self.as_committed;
-        let changes = !self.changes.is_empty() || !self.required.is_empty();
-        ends || changes || self.principal.is_some() || self.ends_others || self.rotated.is_some()
+        let ends = (self.ended && self.ended_with.is_none()) || self.ends_others.is_some();
+        let changes = !self.changes.is_empty() || self.principal.is_some();
+        ends || changes || self.rotated.is_some() || !self.required.is_empty()
     }
 
     fn has_effect(&self) -> bool {

@@ -129,7 +129,8 @@ impl Intent {
     /// Whether it ends more than one session by request.
     fn ends_many(&self) -> bool {
         let lives = || self.drafts.values().flat_map(|draft| &draft.lives);
-        let ends_others = lives().any(|life| life.ends_others) || !self.principals.is_empty();
+        let ends_others =
+            lives().any(|life| life.ends_others.is_some()) || !self.principals.is_empty();
         ends_others || lives().filter(|life| life.ended).count() > 1
     }
 

@@ -158,6 +158,12 @@ fn change(
         Refusal::Limit(error) => Objection::Refused(error),
     };
     require(&life.base, &touched, &life.required).map_err(refused)?;
+    if let Some(principal) = &life.ended_with
+        && !life.demands()
+        && touched.principal().is_none_or(|theirs| theirs.name != *principal)
+    {
+        return Ok(());
+    }
     if life.ended {
         // An end beats every write that came before it, and its own writes show in the last data.
         touched.attributes = life.changes.apply(&touched.attributes, revision);

@@ -441,13 +441,9 @@ impl Session {
     ///
     /// Those of every call.
     pub fn end_others(&self) -> Result<(), Error> {
-        self.with(|life, _| life.ends_others = true)?;
-        match self.principal()? {
-            Some(principal) => {
-                self.workspace.end_sessions_of(self.place.0, &principal, Some(self.id))
-            }
-            None => Ok(()),
-        }
+        let Some(principal) = self.principal()? else { return Ok(()) };
+        self.with(|life, _| life.ends_others = Some((&*principal).into()))?;
+        self.workspace.end_sessions_of(self.place.0, &principal, Some(self.id))
     }
 
     /// Files the session under another key; the returned handle goes on with it.

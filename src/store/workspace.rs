@@ -317,7 +317,7 @@ impl Workspace {
                 self.with_draft(&(id, key), |draft, policy, now| {
                     let life = draft.live_mut(policy, now).filter(|l| l.base.id == session.id);
                     if let Some(life) = life {
-                        (life.ended, life.as_committed) = (true, true);
+                        (life.ended, life.ended_with) = (true, Some(principal.into()));
                     }
                 })?;
             }
