@@ -10,11 +10,13 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use sessile::{
-    ConflictReason, Container, EndReason, Error, Key, ManualClock, Options, Policy, Session,
-    SessionId, Store, Time, Transaction,
+    ConflictReason, Container, EndReason, Error, Event, Key, ManualClock, Options, Policy,
+    Receiver, Session, SessionId, Store, Time, Transaction,
 };
 
 const PERIOD: u64 = 20;
@@ -312,4 +314,273 @@ fn two_transactions_that_do_more_in_every_interleaving() {
     let (histories, commits, conflicts) = explore(&programs, 2);
     println!("{histories} histories, {commits} commits, {conflicts} conflicts");
     assert!(histories >= 1_500 && conflicts >= 300, "the test has shrunk");
+}
+
+/// A store with one session, `ada`, and what happens in it.
+fn one_session(policy: Policy) -> (Store, Container, ManualClock, Receiver<Event>) {
+    let clock = ManualClock::new(Time::from_secs(1_000_000_000));
+    let options = Options::new().clock(clock.clone()).seed(9).sweep_every(None);
+    let store = options.memory().unwrap();
+    let shop = store.container_with("shop", policy).unwrap();
+    store.transact(|txn| txn.create(&shop, "ada")?.insert("name", "Ada")).unwrap();
+    let events = store.events();
+    (store, shop, clock, events)
+}
+
+fn policy() -> Policy {
+    Policy::new().timeout_secs(TIMEOUT).period_secs(PERIOD)
+}
+
+fn found(txn: &Transaction, shop: &Container, key: &str) -> Session {
+    txn.get(shop, key).unwrap().expect("it lives")
+}
+
+fn rotate(store: &Store, shop: &Container, from: &str, to: &str) {
+    store.transact(|txn| found(txn, shop, from).rotate(to).map(|_| ())).unwrap();
+}
+
+fn used(events: &Receiver<Event>) -> Vec<String> {
+    let used = |event| match event {
+        Event::RotatedKeyUsed { container, session } if container == "shop" => Some(session),
+        _ => None,
+    };
+    events.try_iter().filter_map(used).collect()
+}
+
+#[test]
+fn the_old_key_leads_to_the_session_in_the_time_of_grace() {
+    let (store, shop, clock, events) = one_session(policy().rotation_grace_secs(10));
+    let txn = store.begin().unwrap();
+    let first = found(&txn, &shop, "ada");
+    let (id, created) = (first.id(), first.created().unwrap());
+    let second = first.rotate("ada2").unwrap();
+    // Within the transaction too.
+    assert_eq!(found(&txn, &shop, "ada").id(), second.id());
+    txn.commit().unwrap();
+    clock.advance_secs(9);
+    rotate(&store, &shop, "ada", "ada3");
+
+    let txn = store.begin().unwrap();
+    let third = found(&txn, &shop, "ada");
+    assert_eq!(third.key().as_bytes(), b"ada3");
+    assert!(third.id() != id && third.id() != second.id());
+    assert_eq!((third.created().unwrap(), third.key()), (created, &Key::from("ada3")));
+    assert_eq!(third.get::<String>("name").unwrap().as_deref(), Some("Ada"));
+    assert!(txn.contains(&shop, "ada2").unwrap());
+    assert_eq!(txn.get_or_create(&shop, "ada").unwrap().id(), third.id());
+    assert!(matches!(txn.create(&shop, "ada"), Err(Error::RotatedKey { .. })));
+    assert_eq!((txn.len(&shop).unwrap(), txn.keys(&shop).unwrap().count()), (1, 1));
+    drop(txn);
+
+    // One second later the first key is dead, and the second, which was given up later, is not.
+    clock.advance_secs(1);
+    used(&events);
+    let txn = store.begin().unwrap();
+    assert!(txn.get(&shop, "ada").unwrap().is_none() && txn.peek(&shop, "ada").unwrap().is_none());
+    assert!(!txn.remove(&shop, "ada").unwrap());
+    assert_eq!(used(&events), [Key::from("ada2").fingerprint()], "told once in a transaction");
+    assert!(matches!(txn.get_or_create(&shop, "ada"), Err(Error::RotatedKey { .. })));
+    assert_eq!(found(&txn, &shop, "ada2").id(), third.id());
+    assert_eq!(used(&events), [""; 0]);
+    drop(txn);
+    // Who logs out with an old key that still leads somewhere has logged out.
+    assert!(store.transact(|txn| txn.remove(&shop, "ada2")).unwrap().value);
+    assert!(store.begin().unwrap().is_empty(&shop).unwrap());
+    // What has taken its place under the new key is somebody else.
+    store.transact(|txn| txn.create(&shop, "ada3").map(|_| ())).unwrap();
+    assert!(store.begin().unwrap().get(&shop, "ada2").unwrap().is_none());
+}
+
+#[test]
+fn a_key_that_was_given_up_can_be_taken_when_nobody_can_have_it_any_more() {
+    for timeout in [TIMEOUT, 0] {
+        let (store, shop, clock, events) = one_session(policy().timeout_secs(timeout));
+        rotate(&store, &shop, "ada", "ada2");
+        let lives = if timeout == 0 { 30 * 24 * 60 * 60 } else { TIMEOUT + PERIOD };
+        clock.advance_secs(lives);
+        let txn = store.begin().unwrap();
+        assert!(matches!(txn.create(&shop, "ada"), Err(Error::RotatedKey { .. })));
+        assert_eq!(used(&events).len(), 1);
+        drop(txn);
+        clock.advance_secs(1);
+        let swept = store.sweep().unwrap();
+        assert_eq!(swept.ended, u64::from(timeout > 0), "notes are no sessions");
+        assert!(store.begin().unwrap().get(&shop, "ada").unwrap().is_none());
+        assert_eq!(used(&events), [""; 0]);
+        store.transact(|txn| txn.create(&shop, "ada").map(|_| ())).unwrap();
+    }
+}
+
+#[test]
+fn what_is_in_the_way_of_a_rotation_is_said() {
+    let (store, shop, _, _) = one_session(policy().limit(2));
+    store.transact(|txn| txn.create(&shop, "bob").map(|_| ())).unwrap();
+    let txn = store.begin().unwrap();
+    let ada = found(&txn, &shop, "ada");
+    for key in ["bob", "ada"] {
+        assert!(matches!(ada.rotate(key), Err(Error::Exists { .. })));
+    }
+    assert!(matches!(ada.rotate("x".repeat(256)), Err(Error::Limit { .. })));
+    let bob = found(&txn, &shop, "bob").rotate("bob2").unwrap();
+    assert!(matches!(ada.rotate("bob"), Err(Error::RotatedKey { .. })));
+    // The keys in between were never anybody's.
+    let bob = bob.rotate("bob3").unwrap().rotate("bob4").unwrap();
+    assert!(ada.rotate("bob2").unwrap().is_valid() && !ada.is_valid());
+    let fresh = txn.create(&shop, "carl");
+    assert!(matches!(fresh, Err(Error::Limit { .. })), "a rotation makes no room");
+    bob.insert("name", "Bob").unwrap();
+    let report = txn.commit().unwrap();
+    let reasons: Vec<_> = report.ended.iter().map(|ended| ended.reason).collect();
+    assert_eq!(reasons, [EndReason::Rotated; 2]);
+    let stats = store.stats();
+    assert_eq!((stats.started, stats.ended, stats.rotated), (2, 0, 2));
+
+    // A limit that was lowered does not keep sessions from being rotated.
+    let fewer = policy().limit(1);
+    store.transact(|txn| txn.set_policy(&shop, fewer.clone())).unwrap();
+    rotate(&store, &shop, "bob4", "bob5");
+    // Somebody has taken the key meanwhile.
+    let txn = store.begin().unwrap();
+    found(&txn, &shop, "bob5").rotate("bob6").unwrap();
+    store.transact(|txn| found(txn, &shop, "bob2").rotate("bob6").map(|_| ())).unwrap();
+    let exists = |error| matches!(error, Error::Conflict(c) if c.reason == ConflictReason::Exists);
+    assert!(txn.commit().is_err_and(exists));
+    // Or given it up.
+    let txn = store.begin().unwrap();
+    found(&txn, &shop, "bob5").rotate("bob6").unwrap_err();
+    found(&txn, &shop, "bob5").rotate("bob7").unwrap();
+    rotate(&store, &shop, "bob6", "bob7");
+    rotate(&store, &shop, "bob7", "bob8");
+    assert!(txn.commit().is_err_and(exists));
+}
+
+#[test]
+fn a_session_that_was_just_created_only_changes_its_key() {
+    let (store, shop, _, _) = one_session(policy());
+    let txn = store.begin().unwrap();
+    let bob = txn.create(&shop, "bob").unwrap();
+    bob.insert("name", "Bob").unwrap();
+    bob.rotate("bob2").unwrap().add("n", 1).unwrap();
+    assert!(!bob.is_valid());
+    assert_eq!(txn.commit().unwrap().ended, []);
+    let txn = store.begin().unwrap();
+    assert_eq!(found(&txn, &shop, "bob2").keys().unwrap(), ["n", "name"]);
+    assert!(txn.create(&shop, "bob").is_ok());
+}
+
+/// A rollback undoes a rotation, and what was read behind it stays read.
+#[test]
+fn a_rollback_undoes_a_rotation() {
+    let (store, shop, _, _) = one_session(policy());
+    for rotated_before in [false, true] {
+        let key = if rotated_before { "ada2" } else { "ada" };
+        let txn = store.begin().unwrap();
+        let mut session = found(&txn, &shop, "ada");
+        if rotated_before {
+            session = session.rotate(key).unwrap();
+        }
+        let before = txn.savepoint().unwrap();
+        let later = session.rotate("ada3").unwrap();
+        assert_eq!(later.get::<u64>("n").unwrap(), None);
+        txn.rollback(before).unwrap();
+        assert!(session.is_valid() && !later.is_valid());
+        session.insert("n", 1).unwrap();
+        store.transact(|txn| found(txn, &shop, "ada").insert("n", 2)).unwrap();
+        let is_read = |error| {
+            let reason = ConflictReason::Attribute("n".to_owned());
+            matches!(error, Error::Conflict(conflict) if conflict.reason == reason)
+        };
+        assert!(txn.commit().is_err_and(is_read));
+        store.transact(|txn| found(txn, &shop, "ada").remove("n")).unwrap();
+    }
+}
+
+/// Everything that a transaction may have wanted of a session reaches it after several rotations.
+#[test]
+fn what_was_found_long_ago_is_forwarded() {
+    let (store, shop, clock, _) = one_session(policy());
+    let begin = || {
+        let txn = store.begin().unwrap();
+        let session = found(&txn, &shop, "ada");
+        (txn, session)
+    };
+    let (written, session) = begin();
+    session.insert("theme", "dark").unwrap();
+    let (cleared, session) = begin();
+    session.clear().unwrap();
+    let (required, session) = begin();
+    session.require("name").unwrap();
+    session.insert("theme", "light").unwrap();
+    let (ended, session) = begin();
+    session.invalidate().unwrap();
+    let (late, session) = begin();
+    session.insert("loot", 1).unwrap();
+    clock.advance_secs(PERIOD);
+    let (touched, _) = begin();
+    for n in 2..10 {
+        let key = |n: u64| if n == 1 { "ada".to_owned() } else { format!("ada{n}") };
+        rotate(&store, &shop, &key(n - 1), &key(n));
+    }
+    written.commit().unwrap();
+    touched.commit().unwrap();
+    let txn = store.begin().unwrap();
+    let session = txn.peek(&shop, "ada9").unwrap().unwrap();
+    assert_eq!(session.keys().unwrap(), ["name", "theme"]);
+    cleared.commit().unwrap();
+    let changed = |error| matches!(error, Error::Conflict(conflict) if conflict.reason == ConflictReason::Attribute("name".to_owned()));
+    assert!(required.commit().is_err_and(changed));
+    let report = ended.commit().unwrap();
+    assert_eq!(report.ended[0].key.as_bytes(), b"ada9");
+    assert_eq!(report.ended[0].reason, EndReason::Invalidated);
+    assert!(late.commit().is_err_and(|error| error.is_retryable()));
+    assert!(store.begin().unwrap().is_empty(&shop).unwrap());
+}
+
+/// Visitors write with whatever key they know while the session is rotated again and again: in every
+/// snapshot exactly one key is valid, and every write that was acknowledged is there.
+#[test]
+fn eight_threads_write_while_the_session_is_rotated() {
+    const ROTATIONS: u64 = 200;
+    let directory = tempfile::tempdir().unwrap();
+    let on_disk = Store::open(directory.path().join("store")).unwrap();
+    for store in [Store::memory().unwrap(), on_disk] {
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        store.transact(|txn| txn.create(&shop, "0").map(|_| ())).unwrap();
+        let (newest, written, done) =
+            (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let txn = store.begin().unwrap();
+                        let key = newest.load(Ordering::Acquire).to_string();
+                        let Some(session) = txn.get(&shop, key).unwrap() else { continue };
+                        session.add("n", 1).unwrap();
+                        txn.commit().expect("it is forwarded");
+                        written.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let txn = store.begin().unwrap();
+                    let known = newest.load(Ordering::Acquire);
+                    let keys: Vec<_> = txn.keys(&shop).unwrap().map(Result::unwrap).collect();
+                    let valid = |n: &u64| txn.peek(&shop, n.to_string()).unwrap().is_some();
+                    let valid: Vec<_> = (0..=known + 1).filter(valid).collect();
+                    assert_eq!((keys.len(), valid.len()), (1, 1));
+                    assert_eq!(keys[0].as_bytes(), valid[0].to_string().as_bytes());
+                }
+            });
+            for n in 1..=ROTATIONS {
+                rotate(&store, &shop, &(n - 1).to_string(), &n.to_string());
+                newest.store(n, Ordering::Release);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let txn = store.begin().unwrap();
+        let session = found(&txn, &shop, &ROTATIONS.to_string());
+        assert_eq!(session.get("n").unwrap(), Some(written.load(Ordering::Relaxed)));
+        assert!(written.into_inner() > 0);
+    }
 }
