@@ -64,8 +64,8 @@ pub enum Error {
     Savepoint,
 
     /// A limit of the container's policy. Nothing was written, and the transaction stays usable:
-    /// end sessions, store less, or raise the setting.
-    #[error("the limit of {max} {limit} is reached")]
+    /// end sessions, store less, or raise the setting, which the message names.
+    #[error("the limit of {max} {limit} is reached {}", set_by(*.limit))]
     Limit {
         /// Which limit.
         limit: LimitKind,
@@ -318,6 +318,10 @@ fn busy(queued: usize, waited: &Duration) -> String {
     }
 }
 
+fn set_by(limit: LimitKind) -> String {
+    limit.setting().map_or(String::new(), |setting| format!(" (set by `{setting}`)"))
+}
+
 fn by(pid: &Option<u32>) -> String {
     pid.map_or(String::new(), |pid| format!(" (process {pid})"))
 }
@@ -389,6 +393,8 @@ pub enum LimitKind {
     SessionBytes,
     /// `attributes_max`: attributes of a session.
     Attributes,
+    /// `depth_max`: lists and maps in each other in a value.
+    Depth,
     /// `key_bytes_max`: bytes of a key.
     KeyBytes,
     /// `principal_limit`: live sessions of a principal in the container.
@@ -400,12 +406,30 @@ pub enum LimitKind {
     TransactionBytes,
 }
 
+impl LimitKind {
+    /// The setting that says how much is allowed: a field of [`Policy`](crate::Policy), or a call of
+    /// [`Options`](crate::Options). `None`: the amount is fixed.
+    pub fn setting(self) -> Option<&'static str> {
+        Some(match self {
+            LimitKind::Sessions => "limit",
+            LimitKind::SessionBytes => "session_bytes_max",
+            LimitKind::Attributes => "attributes_max",
+            LimitKind::Depth => "depth_max",
+            LimitKind::KeyBytes => "key_bytes_max",
+            LimitKind::PrincipalSessions => "principal_limit",
+            LimitKind::PrincipalBytes => return None,
+            LimitKind::TransactionBytes => "segment_bytes",
+        })
+    }
+}
+
 impl fmt::Display for LimitKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             LimitKind::Sessions => "sessions in a container",
             LimitKind::SessionBytes => "bytes in a session",
             LimitKind::Attributes => "attributes in a session",
+            LimitKind::Depth => "lists and maps in each other",
             LimitKind::KeyBytes => "bytes in a key",
             LimitKind::PrincipalSessions => "sessions of a principal",
             LimitKind::PrincipalBytes => "bytes in a principal's name or note",

@@ -1,4 +1,4 @@
-//! What a transaction wants of one session: plain writes, merging writes, a clear.
+//! What a transaction wants of one session: plain writes, merging writes, a clear, a timeout.
 //!
 //! A plain write remembers whether it was *checked*, that is, whether the transaction had read the
 //! attribute before it wrote. Only those can conflict.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::model::attributes::{Attributes, Stamped};
 use crate::model::clock::Time;
 use crate::model::policy::Rule;
-use crate::model::session::{Name, Revision, Size};
+use crate::model::session::{Extras, Name, Record, Revision, Size};
 use crate::model::value::{Op, Value};
 
 /// Which attributes of one session a transaction has read.
@@ -39,6 +39,8 @@ pub(crate) enum Write {
         checked: bool,
         /// Goes before the policy's.
         rule: Option<Rule>,
+        /// When it is gone, if it does not last as long as the session.
+        until: Option<Time>,
     },
     /// Merges with what is stored, in this order.
     Merge(Vec<Op>),
@@ -53,11 +55,13 @@ pub(crate) struct Changes {
     pub writes: BTreeMap<Name, Write>,
     /// The time of the last writing call.
     pub modified: Option<Time>,
+    /// Another timeout of the session's own; within, `None`: that of the policy.
+    pub timeout: Option<Option<u64>>,
 }
 
 impl Changes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.modified.is_none()
+        self.modified.is_none() && self.timeout.is_none()
     }
 
     /// Whether the transaction sees only its own doing under `name`, so that looking is no read.
@@ -75,7 +79,7 @@ impl Changes {
             // A clear has written this attribute already, and remembers whether it was read.
             Some(Write::Merge(_)) | None => (self.clear.is_none() && reads.contains(name), None),
         };
-        self.writes.insert(name.into(), Write::Put { value, checked, rule });
+        self.writes.insert(name.into(), Write::Put { value, checked, rule, until: None });
         self.modified = Some(now);
     }
 
@@ -83,6 +87,13 @@ impl Changes {
     pub(crate) fn rule(&mut self, name: &str, wanted: &Rule) {
         if let Some(Write::Put { rule, .. }) = self.writes.get_mut(name) {
             *rule = Some(wanted.clone());
+        }
+    }
+
+    /// Lets what a plain write sets last until then only, if that is not for ever.
+    pub(crate) fn last(&mut self, name: &str, wanted: Option<Time>) {
+        if let Some(Write::Put { until, .. }) = self.writes.get_mut(name) {
+            *until = wanted;
         }
     }
 
@@ -147,7 +158,40 @@ impl Changes {
         }
     }
 
-    /// All that the transaction sees: `base`, with its own writes at this revision.
+    /// Until when what the transaction sees under `name` lasts, if not as long as the session.
+    pub(crate) fn until(&self, base: &Record, name: &str) -> Option<Time> {
+        match (self.writes.get(name), &self.clear) {
+            (Some(Write::Put { until, .. }), _) => *until,
+            (Some(Write::Merge(_)) | None, Some(_)) => None,
+            (Some(Write::Merge(_)) | None, None) => base.until(name),
+        }
+    }
+
+    /// What this makes of a session that nobody else changes.
+    pub(crate) fn apply_to(&self, record: &mut Record, revision: Revision) {
+        record.attributes = self.apply(&record.attributes, revision);
+        record.last_modified = record.last_modified.max(self.modified);
+        record.set_extras(|extras| {
+            self.apply_extras(extras);
+            if self.clear.is_some() {
+                extras.lapses.clear();
+            }
+            for (name, write) in &self.writes {
+                if let Write::Put { until, .. } = write {
+                    extras.set_lapse(name, *until);
+                }
+            }
+        });
+    }
+
+    /// What the later commit decides, whatever others have done.
+    pub(crate) fn apply_extras(&self, extras: &mut Extras) {
+        if let Some(timeout) = self.timeout {
+            extras.timeout_secs = timeout;
+        }
+    }
+
+    /// All attributes that the transaction sees: `base`, with its own writes at this revision.
     pub(crate) fn apply(&self, base: &Attributes, revision: Revision) -> Attributes {
         let base = match self.clear {
             Some(_) => Attributes::new(),

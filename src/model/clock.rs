@@ -61,7 +61,7 @@ impl Time {
         Time(self.0.saturating_add(secs.saturating_mul(MICROS)))
     }
 
-    fn plus(self, elapsed: Duration) -> Self {
+    pub(crate) fn plus(self, elapsed: Duration) -> Self {
         Time(self.0.saturating_add(micros(elapsed)))
     }
 }

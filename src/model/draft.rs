@@ -89,6 +89,7 @@ impl Life {
         let mut changes = Changes::default();
         for (name, Stamped { value, .. }) in record.attributes.iter() {
             changes.put(name, Some(value), &Reads::default(), Time::default());
+            changes.last(name, record.until(name));
         }
         changes.modified = record.last_modified;
         let (attributes, revision) = (Attributes::new(), Revision::default());
@@ -96,11 +97,10 @@ impl Life {
         Life { created_here: true, changes, ..Life::found(Arc::new(base)) }
     }
 
-    /// The session with this transaction's own accesses, and no attributes.
-    pub(crate) fn times(&self) -> Record {
+    /// The session as it was found, with this transaction's own accesses and principal, and no attributes.
+    fn found_times(&self) -> Record {
         let extras = self.base.extras.clone();
         let mut times = Record { attributes: Attributes::new(), extras, ..*self.base };
-        times.last_modified = times.last_modified.max(self.changes.modified);
         if let Some(touch) = self.touch {
             times.touch(touch);
         }
@@ -110,8 +110,23 @@ impl Life {
         times
     }
 
+    /// The same with this transaction's own changes.
+    pub(crate) fn times(&self) -> Record {
+        let mut times = self.found_times();
+        times.last_modified = times.last_modified.max(self.changes.modified);
+        if self.changes.timeout.is_some() {
+            times.set_extras(|extras| self.changes.apply_extras(extras));
+        }
+        times
+    }
+
     pub(crate) fn is_live(&self, policy: &Policy, now: Time) -> bool {
-        !self.ended && !self.times().is_expired(policy, now)
+        // A longer timeout holds from the commit on: what has expired must not become valid again.
+        let had_expired = || {
+            let is_changed = self.changes.timeout.is_some() && !self.created_here;
+            is_changed && self.found_times().is_expired(policy, now)
+        };
+        !self.ended && !self.times().is_expired(policy, now) && !had_expired()
     }
 
     /// Notes an access: it lengthens the life.
@@ -142,6 +157,11 @@ impl Life {
         self.times().expiry(policy)
     }
 
+    /// The timeout of its own, if it has one.
+    pub(crate) fn timeout_secs(&self) -> Option<u64> {
+        self.changes.timeout.unwrap_or(self.base.timeout_secs())
+    }
+
     /// Reads one attribute.
     pub(crate) fn read(&mut self, name: &str) -> Option<Value> {
         if !self.changes.owns(name) {
@@ -164,8 +184,11 @@ impl Life {
 
     /// The session as it would be stored if nobody else had changed it.
     pub(crate) fn proposed(&self, revision: Revision) -> Record {
-        let attributes = self.changes.apply(&self.base.attributes, revision);
-        Record { attributes, revision, ..self.times() }
+        let mut record = self.found_times();
+        record.attributes = self.base.attributes.clone();
+        record.revision = revision;
+        self.changes.apply_to(&mut record, revision);
+        record
     }
 
     /// Takes over what was read, and required, of the same session.
@@ -194,6 +217,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// `base` is without the attributes that have lapsed.
     pub(crate) fn new(base: Option<Arc<Record>>) -> Self {
         Draft { lives: base.into_iter().map(Life::found).collect() }
     }

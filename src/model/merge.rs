@@ -222,26 +222,33 @@ pub(crate) fn merge(
     let mut record = stored.clone();
     record.revision = revision;
     record.last_modified = stored.last_modified.max(changes.modified);
+    record.set_extras(|extras| changes.apply_extras(extras));
     let stamp = |value| Stamped { value, revision };
     match &rules.policy.resolver {
         Some(resolver) => {
-            let proposed = Record {
-                attributes: changes.apply(&base.attributes, revision),
-                last_modified: base.last_modified.max(changes.modified),
-                ..stored.clone()
-            };
+            let mut proposed = Record { extras: base.extras.clone(), ..stored.clone() };
+            (proposed.attributes, proposed.last_modified) =
+                (base.attributes.clone(), base.last_modified);
+            changes.apply_to(&mut proposed, revision);
             let differs = |state: &Record| {
                 state.last_modified != base.last_modified
                     || !state.attributes.values().eq(base.attributes.values())
             };
-            record.attributes = match (differs(stored), differs(&proposed)) {
+            let (attributes, lapses) = match (differs(stored), differs(&proposed)) {
                 (true, true) => ask_session(resolver, rules, base, stored, &proposed, revision)?,
-                (true, false) => stored.attributes.clone(),
-                (false, _) => proposed.attributes,
+                (true, false) => (stored.attributes.clone(), stored.lapses()),
+                (false, _) => (proposed.attributes.clone(), proposed.lapses()),
             };
+            record.attributes = attributes;
+            record.set_extras(|extras| extras.lapses = lapses);
         }
         None => {
             let mut edits = Edits::new();
+            // Until when what this transaction put there lasts. Merging writes change nothing of that.
+            let mut untils: BTreeMap<Name, Option<Time>> = BTreeMap::new();
+            let is_kept = |left: &Option<Stamped>| {
+                left.as_ref().is_some_and(|left| left.revision != revision)
+            };
             let put = |name: &str, mine: Plain<'_>| {
                 if !changed(name) {
                     return Ok(mine.value.cloned().map(stamp));
@@ -255,15 +262,23 @@ pub(crate) fn merge(
                 for name in names().filter(|name| !set(name)) {
                     let gone = Plain { value: None, checked: reads.contains(name), rule: None };
                     let left = put(name, gone)?;
+                    if !is_kept(&left) {
+                        untils.insert(name.into(), None);
+                    }
                     edits.insert(name.into(), left);
                 }
             }
             for (name, write) in &changes.writes {
                 let left = match write {
-                    Write::Put { value, checked, rule } => {
+                    Write::Put { value, checked, rule, until } => {
                         let cleared = changes.clear.as_ref();
                         let checked = *checked || cleared.is_some_and(|reads| reads.contains(name));
-                        put(name, Plain { value: value.as_ref(), checked, rule: rule.as_ref() })?
+                        let mine = Plain { value: value.as_ref(), checked, rule: rule.as_ref() };
+                        let left = put(name, mine)?;
+                        if !is_kept(&left) {
+                            untils.insert(Arc::clone(name), until.filter(|_| left.is_some()));
+                        }
+                        left
                     }
                     Write::Merge(ops) => {
                         let cleared = edits.get(name).cloned();
@@ -282,6 +297,9 @@ pub(crate) fn merge(
                 edits.insert(Arc::clone(name), left);
             }
             record.attributes = stored.attributes.edited(&edits);
+            record.set_extras(|extras| {
+                untils.iter().for_each(|(name, until)| extras.set_lapse(name, *until));
+            });
         }
     }
     rules.policy.check_size(stored.size(), record.size()).map_err(Refusal::Limit)?;
@@ -334,7 +352,10 @@ fn by_rule(
                 Resolution::Base => Ok(base.cloned().map(stamp)),
                 Resolution::Stored => Ok(kept),
                 Resolution::Proposed => Ok(mine.cloned().map(stamp)),
-                Resolution::New(value) => Ok(value.map(stamp)),
+                Resolution::New(value) => {
+                    let value = value.map(|value| rules.policy.check_depth(&value).map(|()| value));
+                    Ok(value.transpose().map_err(Refusal::Limit)?.map(stamp))
+                }
             }
         }
         rule => match mine {
@@ -368,6 +389,7 @@ fn combine(
     }
 }
 
+/// The attributes, and until when they last, that the resolver for sessions wants.
 fn ask_session(
     resolver: &str,
     rules: Rules<'_>,
@@ -375,7 +397,7 @@ fn ask_session(
     stored: &Record,
     proposed: &Record,
     revision: Revision,
-) -> Result<Attributes, Refusal> {
+) -> Result<(Attributes, BTreeMap<Name, Time>), Refusal> {
     let refuse = |trouble| no_answer(resolver, trouble);
     let states = SessionMerge {
         base: SessionState(base),
@@ -389,16 +411,27 @@ fn ask_session(
     };
     let restamp = |state: &Record| {
         let stamped = |(name, was): (&str, Stamped)| (name.into(), Stamped { revision, ..was });
-        state.attributes.iter().map(stamped).collect()
+        (state.attributes.iter().map(stamped).collect(), state.lapses())
     };
     match answer {
         Resolution::Base => Ok(restamp(base)),
         Resolution::Stored => Ok(restamp(stored)),
         Resolution::Proposed => Ok(restamp(proposed)),
-        Resolution::New(attributes) => Ok(attributes
-            .into_iter()
-            .map(|(name, value)| (name.into(), Stamped { value, revision }))
-            .collect()),
+        Resolution::New(values) => {
+            let mut attributes = Edits::new();
+            for (name, value) in values {
+                rules.policy.check_depth(&value).map_err(Refusal::Limit)?;
+                attributes.insert(name.into(), Some(Stamped { value, revision }));
+            }
+            // Each lasts as long as in the proposed state, or as in the stored one if it is new to that.
+            let until = |name: &Name| match proposed.attributes.revision(name) {
+                Some(_) => proposed.until(name),
+                None => stored.until(name),
+            };
+            let lapses = attributes.keys().filter_map(|name| Some((name.clone(), until(name)?)));
+            let lapses = lapses.collect();
+            Ok((Attributes::new().edited(&attributes), lapses))
+        }
         Resolution::Decline => Err(refuse(ResolverTrouble::Declined)),
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, LimitKind};
 use crate::model::key::Key;
 use crate::model::session::Size;
+use crate::model::value::Value;
 
 /// What happens when two transactions write the same attribute from the same base.
 ///
@@ -72,8 +73,9 @@ pub enum AtLimit {
     /// The new one is refused. The default.
     #[default]
     Reject,
-    /// The one that was not used for the longest time ends, to make room. One that is bound to a
-    /// principal makes room for that principal's sessions only.
+    /// The one that would expire first ends, to make room: it was not used for the longest time, unless
+    /// it has a timeout of its own. One that the transaction itself has used is spared. One that is
+    /// bound to a principal makes room for that principal's sessions only.
     EvictOldest,
 }
 
@@ -116,7 +118,8 @@ pub struct Policy {
     /// the end of a period. Zero: as long as it is used.
     pub absolute_timeout_secs: u64,
     /// How many seconds before a session expires [`Event::Expiring`](crate::Event::Expiring) tells of
-    /// it. Zero: never.
+    /// it. Zero: never. It is not told of sessions that do not live longer than that to begin with, or
+    /// that are nearer to their end when the setting changes.
     pub warn_secs: u64,
     /// The length of a timeslice in seconds. A session lives up to one period longer than its
     /// timeout; in return, accesses within one slice cost one write, or one in 30 s if the slice is
@@ -338,9 +341,17 @@ impl Policy {
             (0, secs) | (secs, 0) => secs,
             (one, other) => u64::min(one, other),
         };
+        let absolute_timeout_secs =
+            shorter(self.absolute_timeout_secs, other.absolute_timeout_secs);
         Policy {
             timeout_secs: shorter(self.timeout_secs, other.timeout_secs),
-            absolute_timeout_secs: shorter(self.absolute_timeout_secs, other.absolute_timeout_secs),
+            absolute_timeout_secs,
+            // Another one would round up to later.
+            period_secs: if absolute_timeout_secs > 0 {
+                other.period_secs
+            } else {
+                self.period_secs
+            },
             ..self.clone()
         }
     }
@@ -387,6 +398,11 @@ impl Policy {
 
     pub(crate) fn check_key(&self, key: &Key) -> Result<(), Error> {
         check(LimitKind::KeyBytes, key.as_bytes().len(), self.key_bytes_max)
+    }
+
+    /// Refuses a value in which lists and maps lie deeper in each other than they may.
+    pub(crate) fn check_depth(&self, value: &Value) -> Result<(), Error> {
+        check(LimitKind::Depth, value.depth(), self.depth_max)
     }
 
     /// Refuses a session that has grown beyond a limit. One that is too large because the limit was

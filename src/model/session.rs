@@ -127,11 +127,23 @@ impl Record {
         self.extras.as_ref()?.principal.as_ref()
     }
 
+    /// Until when an attribute lasts, if not as long as the session.
+    pub(crate) fn until(&self, name: &str) -> Option<Time> {
+        self.extras.as_ref()?.lapses.get(name).copied()
+    }
+
+    /// The attributes that do not last as long as the session.
+    pub(crate) fn lapses(&self) -> BTreeMap<Name, Time> {
+        self.extras.as_ref().map(|extras| extras.lapses.clone()).unwrap_or_default()
+    }
+
     /// Changes what only some sessions have.
     pub(crate) fn set_extras(&mut self, change: impl FnOnce(&mut Extras)) {
         let mut extras = self.extras.as_deref().cloned().unwrap_or_default();
         change(&mut extras);
-        self.extras = (extras != Extras::default()).then(|| Arc::new(extras));
+        if self.extras.as_deref() != Some(&extras) {
+            self.extras = (extras != Extras::default()).then(|| Arc::new(extras));
+        }
     }
 
     /// The session without the attributes whose time is over.
@@ -167,6 +179,16 @@ impl Record {
         self.bucket = timeslice::bucket(self.expiry(policy), policy, now);
     }
 
+    /// Files it earlier, if it is filed later than it should be; at once, if a warning is due.
+    pub(crate) fn file_earlier(&mut self, policy: &Policy, now: Time) {
+        let expiry = self.expiry(policy);
+        let bucket = timeslice::bucket(expiry, policy, now);
+        if bucket < self.bucket {
+            let warns = timeslice::warns(expiry, policy, now);
+            self.bucket = if warns { now.as_secs() } else { bucket };
+        }
+    }
+
     /// About what it takes up in memory.
     pub(crate) fn weight(&self) -> usize {
         const RECORD: usize = 184; // with both allocations
@@ -180,6 +202,14 @@ impl Record {
 }
 
 impl Extras {
+    /// Until when an attribute lasts; `None`: as long as the session.
+    pub(crate) fn set_lapse(&mut self, name: &Name, until: Option<Time>) {
+        match until {
+            Some(until) => self.lapses.insert(Arc::clone(name), until),
+            None => self.lapses.remove(name),
+        };
+    }
+
     /// About what they take up in memory, and never less than encoded.
     pub(crate) fn weight(&self) -> usize {
         let principal = self.principal.as_ref().map_or(0, |p| p.name.len() + p.note.len());

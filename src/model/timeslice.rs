@@ -19,9 +19,15 @@
 //! shorten what was promised. `last_accessed` is for show and lags by up to 30 s; expiring by it
 //! would be wrong, and a property test below keeps it from happening.
 //!
+//! A session may have a timeout of its own in place of the policy's. An absolute lifetime L ends it,
+//! however often it is used, at the first end of a slice from `created + L` on.
+//!
 //! The expiry index files each session under one *bucket*, the second of its expiry as it was when
 //! the session was filed. Accesses move the expiry, never the bucket: the sweep that reaches the
-//! bucket looks at the record and files it anew. That is why a touch costs nothing in the index.
+//! bucket looks at the record and files it anew. That is why a touch costs nothing in the index. If
+//! the policy wants a warning before the expiry, the bucket is the second of the warning, until the
+//! sweep has come upon it and files the session at its expiry. So a warning costs one more row of the
+//! index for each session that is not used any more, and nothing for the others.
 
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
@@ -76,6 +82,13 @@ pub(crate) fn bucket(expiry: Option<Time>, policy: &Policy, now: Time) -> u64 {
         Some(warning) if now.as_secs() < warning => warning,
         _ => expiry,
     }
+}
+
+/// Whether somebody is to be told now that a session expires then.
+pub(crate) fn warns(expiry: Option<Time>, policy: &Policy, now: Time) -> bool {
+    let Some(expiry) = expiry.map(Time::as_secs) else { return false };
+    let warning = expiry.saturating_sub(policy.warn_secs);
+    (warning..expiry).contains(&now.as_secs())
 }
 
 /// What an access at `now` changes of `record`, if it changes anything.

@@ -80,6 +80,35 @@ impl Value {
         }
     }
 
+    /// How deep lists and maps lie in each other: 0 for anything else. Does not recurse, and ends where
+    /// the bytes are no MessagePack.
+    pub(crate) fn depth(&self) -> usize {
+        let mut bytes = self.as_bytes();
+        let (mut open, mut depth) = (Vec::new(), 0);
+        loop {
+            let Some((parts, skipped)) = head(&mut bytes) else { return depth };
+            let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            if let Some(parts) = parts {
+                open.push(parts);
+                depth = depth.max(open.len());
+            }
+            // What is complete is one part less of what it lies in.
+            loop {
+                match open.last_mut() {
+                    None => return depth,
+                    Some(0) => {
+                        open.pop();
+                    }
+                    Some(parts) => {
+                        *parts -= 1;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         Value::whole(bytes)
     }
@@ -129,6 +158,36 @@ impl Value {
         let elements = elements.iter().map(|e| e.decode().unwrap_or(rmpv::Value::Nil)).collect();
         Value::encode(&rmpv::Value::Array(elements))
     }
+}
+
+/// Reads the head of the next value: how many values it is made of, if it is a list or a map; and how
+/// many bytes of it follow, if it is not. `None` if it is no MessagePack.
+fn head(bytes: &mut &[u8]) -> Option<(Option<u64>, u64)> {
+    let (marker, rest) = bytes.split_first()?;
+    *bytes = rest;
+    let mut number = |width: usize| {
+        let (number, rest) = bytes.split_at_checked(width)?;
+        *bytes = rest;
+        Some(number.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    let low = |bits: u8| u64::from(marker & bits);
+    let bytes = match marker {
+        0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => 0,
+        0x80..=0x8f => return Some((Some(2 * low(0x0f)), 0)),
+        0x90..=0x9f => return Some((Some(low(0x0f)), 0)),
+        0xdc | 0xdd => return Some((Some(number(2 << low(0x01))?), 0)),
+        0xde | 0xdf => return Some((Some(2 * number(2 << low(0x01))?), 0)),
+        0xa0..=0xbf => low(0x1f),
+        0xc4..=0xc6 => number(1 << low(0x03))?,
+        // A byte more for the type.
+        0xc7..=0xc9 => number(1 << (low(0x0f) - 7))? + 1,
+        0xca | 0xcb => 4 << low(0x01),
+        0xcc..=0xd3 => 1 << low(0x03),
+        0xd4..=0xd8 => (1 << (low(0x0f) - 4)) + 1,
+        0xd9..=0xdb => number(1 << (low(0x0f) - 9))?,
+        0xc1 => return None,
+    };
+    Some((None, bytes))
 }
 
 impl PartialEq for Value {
@@ -380,6 +439,51 @@ mod tests {
         assert_eq!(append(Some(&base), Some(&stored), &mine, 9), None);
         let mine = value(["a", "b", "d"]);
         assert_eq!(append(Some(&base), Some(&stored), &mine, 2), Some(value(["c", "d"])));
+    }
+
+    #[test]
+    fn depth_is_that_of_what_was_encoded() {
+        use rmpv::Value as V;
+        fn depth(value: &V) -> usize {
+            match value {
+                V::Array(parts) => 1 + parts.iter().map(depth).max().unwrap_or(0),
+                V::Map(pairs) => {
+                    1 + pairs.iter().map(|(k, v)| depth(k).max(depth(v))).max().unwrap_or(0)
+                }
+                _ => 0,
+            }
+        }
+        // Every kind of scalar, so that none is skipped by too few or too many bytes.
+        let mut scalars = vec![V::Nil, V::from(true), V::F32(1.0), V::F64(1.0)];
+        for bits in 0..64 {
+            scalars.extend([V::from(1u64 << bits), V::from(-1i64 << bits)]);
+        }
+        for length in [0, 1, 2, 3, 4, 8, 16, 31, 32, 255, 256, 65_535, 65_536] {
+            scalars.push(V::from("s".repeat(length)));
+            scalars.push(V::Binary(vec![0x91; length]));
+            scalars.push(V::Ext(1, vec![0x91; length]));
+        }
+        for scalar in &scalars {
+            let deep = V::Array(vec![V::Map(vec![(V::Nil, V::Array(Vec::new()))])]);
+            let list = V::Array(vec![scalar.clone(), deep.clone(), scalar.clone()]);
+            let map = V::Map(vec![(scalar.clone(), scalar.clone()), (deep, scalar.clone())]);
+            for value in [scalar, &list, &map] {
+                assert_eq!(Value::encode(value).depth(), depth(value), "{value}");
+            }
+        }
+        for parts in [15, 16, 65_535, 65_536] {
+            let mut list = vec![V::Nil; parts - 1];
+            list.push(V::Array(Vec::new()));
+            let pairs: Vec<_> = list.iter().map(|value| (value.clone(), V::Nil)).collect();
+            assert_eq!(Value::encode(&V::Array(list)).depth(), 2);
+            assert_eq!(Value::encode(&V::Map(pairs)).depth(), 2);
+        }
+        // What is no MessagePack, or ends in the middle, ends.
+        for bytes in [&[0xc1][..], &[0x92, 0x91], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdb, 1], &[]]
+        {
+            Value::from_bytes(bytes).depth();
+        }
+        assert_eq!(Value::from_bytes(&[0x91; 1 << 20]).depth(), 1 << 20);
     }
 
     #[test]

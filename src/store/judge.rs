@@ -61,20 +61,28 @@ pub(crate) enum Objection {
     Expired(Error),
 }
 
-/// What becomes of a key where `stored` is now.
+/// What becomes of a key where `stored` is now. What has lapsed of it is not there any more.
 pub(crate) fn judge(
     draft: &Draft,
     stored: Option<Arc<Record>>,
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<Judgement, Objection> {
+    let lasting = stored.as_ref().map(|record| record.lapsed(circumstances.now));
+    let record = lasting.clone();
     let mut judgement =
-        Judgement { record: stored, ends: Vec::new(), created: 0, merged: None, departs: None };
+        Judgement { record, ends: Vec::new(), created: 0, merged: None, departs: None };
     for life in &draft.lives {
         match life.created_here {
             true => create(life, &mut judgement, key, circumstances)?,
             false => change(life, &mut judgement, key, circumstances)?,
         }
+    }
+    // That alone is no change: it goes with the next one.
+    if let (Some(left), Some(lasting)) = (&judgement.record, &lasting)
+        && Arc::ptr_eq(left, lasting)
+    {
+        judgement.record = stored;
     }
     Ok(judgement)
 }
@@ -166,8 +174,7 @@ fn change(
     }
     if life.ended {
         // An end beats every write that came before it, and its own writes show in the last data.
-        touched.attributes = life.changes.apply(&touched.attributes, revision);
-        touched.last_modified = touched.last_modified.max(life.changes.modified);
+        life.changes.apply_to(&mut touched, revision);
         judgement.ends.push((Arc::new(touched), EndReason::Invalidated));
         judgement.record = None;
         return Ok(());
@@ -178,7 +185,8 @@ fn change(
     if let Some(principal) = &life.principal {
         record.set_extras(|extras| extras.principal.clone_from(principal));
     }
-    if !merged.names.is_empty() {
+    // An attribute that has lapsed meanwhile was changed by nobody.
+    if !merged.names.is_empty() && stored.revision != life.base.revision {
         judgement.merged = Some(MergedSession {
             container: container.name.to_string(),
             key: life.rotated.as_ref().map_or(key, |rotation| &rotation.key).clone(),
@@ -199,7 +207,9 @@ fn change(
         return Ok(());
     }
     if record != **stored {
-        judgement.record = Some(Arc::new(Record { revision, ..record }));
+        let mut record = Record { revision, ..record };
+        record.file_earlier(policy, now);
+        judgement.record = Some(Arc::new(record));
     }
     Ok(())
 }

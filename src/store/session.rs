@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -106,7 +107,45 @@ impl Session {
     /// [`Error::Encode`], [`Error::Limit`], and those of every call.
     pub fn insert<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
         let value = encode(name.name(), &value)?;
-        self.put(name, Some(value))
+        self.put(name, Some(value), |_, _| None)
+    }
+
+    /// The same for a while: after that time the attribute is absent, as if it had been removed. To
+    /// [`insert`](Session::insert) it again makes it last as long as the session; an
+    /// [`update`](Session::update) or a merging write changes the value and not its time.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use sessile::{Error, ManualClock, Options, Policy, Time};
+    /// let clock = ManualClock::new(Time::from_secs(1_000_000_000));
+    /// let store = Options::new().clock(clock.clone()).memory()?;
+    /// let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+    /// store.transact(|txn| {
+    ///     let session = txn.get_or_create(&visitors, "ada")?;
+    ///     session.insert_for("code", 271_828, Duration::from_secs(120))
+    /// })?;
+    ///
+    /// clock.advance_secs(120);
+    /// let txn = store.begin()?;
+    /// let session = txn.get(&visitors, "ada")?.ok_or(Error::Ended)?;
+    /// assert_eq!(session.get::<u32>("code")?, None);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// A transaction goes on seeing what it saw at first. If it has read the attribute, and writes or
+    /// [requires](Session::require) it when its time is over, it conflicts.
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Session::insert).
+    pub fn insert_for<V: Serialize>(
+        &self,
+        name: impl Takes<V>,
+        value: V,
+        time: Duration,
+    ) -> Result<(), Error> {
+        let value = encode(name.name(), &value)?;
+        self.put(name, Some(value), |_, now| Some(now.plus(time)))
     }
 
     /// Sets an attribute to a value that is encoded already.
@@ -115,7 +154,7 @@ impl Session {
     ///
     /// [`Error::Limit`], and those of every call.
     pub fn insert_value(&self, name: impl Named, value: Value) -> Result<(), Error> {
-        self.put(name, Some(value))
+        self.put(name, Some(value), |_, _| None)
     }
 
     /// Removes an attribute. Reads nothing.
@@ -124,7 +163,7 @@ impl Session {
     ///
     /// Those of every call.
     pub fn remove(&self, name: impl Named) -> Result<(), Error> {
-        self.put(name, None)
+        self.put(name, None, |_, _| None)
     }
 
     /// Reads an attribute and removes it. Of two transactions that take it exactly one gets it, whatever
@@ -149,8 +188,9 @@ impl Session {
         Ok(None)
     }
 
-    /// Reads an attribute, or its default, changes it, and writes it back. A concurrent change of
-    /// the attribute is a conflict, so that none is lost.
+    /// Reads an attribute, or its default, changes it, and writes it back; if it lasts for a while only,
+    /// it lasts no longer for that. A concurrent change of the attribute is a conflict, so that none is
+    /// lost.
     ///
     /// ```
     /// # use sessile::{Policy, Store};
@@ -174,7 +214,7 @@ impl Session {
         let mut value = self.read(name.name())?.map(|(value, _)| value).unwrap_or_default();
         change(&mut value);
         let value = encode(name.name(), &value)?;
-        self.put(name, Some(value))
+        self.put(name, Some(value), |until, _| until)
     }
 
     /// One attribute, to be filled if it is absent. A read.
@@ -505,6 +545,47 @@ impl Session {
         }
     }
 
+    /// Gives the session a timeout of its own in place of the policy's, rounded up to whole seconds;
+    /// zero: it does not expire by not being used. `None` gives it that of the policy again. The
+    /// policy's absolute timeout holds all the same.
+    ///
+    /// A timeout counts from the last access, and setting it is none. A longer one holds from the commit
+    /// on. Of two transactions that set it the later commit wins.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+    /// store.transact(|txn| {
+    ///     let session = txn.create(&visitors, "ada")?;
+    ///     session.set_timeout(Duration::from_secs(30 * 86_400)) // "remember me"
+    /// })?;
+    ///
+    /// let txn = store.begin()?;
+    /// let session = txn.get(&visitors, "ada")?.ok_or(Error::Ended)?;
+    /// assert_eq!(session.timeout()?, Some(Duration::from_secs(30 * 86_400)));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn set_timeout(&self, timeout: impl Into<Option<Duration>>) -> Result<(), Error> {
+        let secs = |time: Duration| time.as_secs().saturating_add((time.subsec_nanos() > 0).into());
+        let timeout = timeout.into().map(secs);
+        self.with(|life, _| life.changes.timeout = Some(timeout))
+    }
+
+    /// The timeout of its own, if it has one; zero: it does not expire by not being used.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn timeout(&self) -> Result<Option<Duration>, Error> {
+        self.with(|life, _| life.timeout_secs().map(Duration::from_secs))
+    }
+
     /// Notes that the session is used, for show: `last_accessed` only. Its life is lengthened by
     /// [`Transaction::get`](crate::Transaction::get).
     ///
@@ -551,10 +632,19 @@ impl Session {
         self.with_policy(|life, policy, _| life.expires(policy))
     }
 
-    fn put(&self, name: impl Named, value: Option<Value>) -> Result<(), Error> {
+    /// Sets an attribute, or removes it. The closure is told until when what is there lasts, and the
+    /// time, and says until when this is to last: as long as the session, if it says nothing.
+    fn put(
+        &self,
+        name: impl Named,
+        value: Option<Value>,
+        until: impl FnOnce(Option<Time>, Time) -> Option<Time>,
+    ) -> Result<(), Error> {
         let (name, rule) = (name.name(), name.rule());
         self.write(&[name], |life, now| {
+            let until = until(life.changes.until(&life.base, name), now);
             life.changes.put(name, value, &life.reads, now);
+            life.changes.last(name, until);
             rule.into_iter().for_each(|rule| life.changes.rule(name, rule));
             true
         })
@@ -587,7 +677,12 @@ impl Session {
             let modified = life.changes.modified;
             let size = life.changes.size(&life.base.attributes);
             let done = work(life, now);
-            let within = policy.check_size(size, life.changes.size(&life.base.attributes));
+            let value = |name: &N| life.changes.value(&life.base.attributes, name.as_ref());
+            let written = names.iter().filter_map(value);
+            let depth = written.map(|value| policy.check_depth(&value)).find(Result::is_err);
+            let within = depth.unwrap_or_else(|| {
+                policy.check_size(size, life.changes.size(&life.base.attributes))
+            });
             if within.is_err() {
                 for (name, before) in names.iter().zip(before) {
                     life.changes.undo(name.as_ref(), before, modified);
@@ -655,7 +750,7 @@ impl<N: Named> Entry<'_, N> {
         }
         let value = make();
         let encoded = encode(self.name.name(), &value)?;
-        self.session.put(self.name, Some(encoded))?;
+        self.session.put(self.name, Some(encoded), |_, _| None)?;
         Ok(value)
     }
 }

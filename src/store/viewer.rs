@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::embedded::check::{self, Checked, Problem};
 use crate::engine::embedded::disk::LocalDisk;
@@ -50,6 +51,8 @@ use crate::store::filter::Filter;
 #[derive(Clone)]
 pub struct Viewer {
     viewing: Arc<Viewing>,
+    /// When it was opened: which attributes have lapsed is asked of this.
+    now: Time,
 }
 
 impl Viewer {
@@ -62,7 +65,9 @@ impl Viewer {
     /// [`Error::Storage`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let viewing = Viewing::open(Arc::new(LocalDisk), path.as_ref())?;
-        Ok(Viewer { viewing: Arc::new(viewing) })
+        // The store's time never goes back.
+        let now = SystemClock::new().wall().max(viewing.store().time);
+        Ok(Viewer { viewing: Arc::new(viewing), now })
     }
 
     /// Checks everything in a store that can be checked without changing it. It reads all of it.
@@ -108,7 +113,7 @@ impl Viewer {
         let container = self.container(container)?;
         let place = (container.id, key.into());
         let record = self.viewing.read(&place)?;
-        Ok(record.map(|record| ViewedSession::new(place.1, record, &container.policy)))
+        Ok(record.map(|record| ViewedSession::new(place.1, &record, &container.policy, self.now)))
     }
 
     /// Walks through all sessions of a container, expired ones too, in the order of their keys. Those
@@ -120,8 +125,8 @@ impl Viewer {
     pub fn sessions(&self, container: &str) -> Result<ViewedSessions, Error> {
         let container = Arc::clone(self.container(container)?);
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
-        let viewing = Arc::clone(&self.viewing);
-        Ok(ViewedSessions { viewing, container, filter: None, page, next })
+        let (viewing, now) = (Arc::clone(&self.viewing), self.now);
+        Ok(ViewedSessions { viewing, container, now, filter: None, page, next })
     }
 
     /// Walks through the sessions of a container that pass a filter at `now`, as
@@ -189,9 +194,9 @@ pub struct ViewedSession {
 }
 
 impl ViewedSession {
-    fn new(key: Key, record: Arc<Record>, policy: &Policy) -> Self {
+    fn new(key: Key, record: &Arc<Record>, policy: &Policy, now: Time) -> Self {
         let expires = record.expiry(policy);
-        ViewedSession { key, record, expires }
+        ViewedSession { key, record: record.lapsed(now), expires }
     }
 
     /// What it is filed under. Perhaps a secret: show people its
@@ -223,6 +228,11 @@ impl ViewedSession {
     /// When an attribute was last written, if ever.
     pub fn last_modified(&self) -> Option<Time> {
         self.record.last_modified
+    }
+
+    /// The timeout of its own, if it has one in place of the container's; zero: none.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.record.timeout_secs().map(Duration::from_secs)
     }
 
     /// When its time is over, or was; `None`: never.
@@ -261,12 +271,14 @@ impl ViewedSession {
         self.record.size().bytes
     }
 
-    /// Its attributes, in the order of their names.
+    /// Its attributes, in the order of their names, without those whose time was over when the viewer
+    /// was opened.
     pub fn attributes(&self) -> impl Iterator<Item = ViewedAttribute> {
         self.record.attributes.iter().map(|(name, attribute)| ViewedAttribute {
             name: name.to_owned(),
             value: attribute.value,
             revision: attribute.revision,
+            until: self.record.until(name),
         })
     }
 }
@@ -288,6 +300,8 @@ pub struct ViewedAttribute {
     pub value: Value,
     /// The commit that last wrote it.
     pub revision: Revision,
+    /// Until when it lasts, if not as long as the session.
+    pub until: Option<Time>,
 }
 
 const PAGE: usize = 256;
@@ -296,6 +310,7 @@ const PAGE: usize = 256;
 pub struct ViewedSessions {
     viewing: Arc<Viewing>,
     container: Arc<ContainerState>,
+    now: Time,
     filter: Option<(Filter, Time)>,
     page: VecDeque<(Key, Arc<Record>)>,
     /// Where the next page begins; `None` once the walk has ended.
@@ -313,7 +328,7 @@ impl Iterator for ViewedSessions {
                 if !self.filter.as_ref().is_none_or(passes) {
                     continue;
                 }
-                return Some(Ok(ViewedSession::new(key, record, policy)));
+                return Some(Ok(ViewedSession::new(key, &record, policy, self.now)));
             }
             let from = self.next.take()?;
             match self.viewing.page(self.container.id, &from, PAGE) {

@@ -155,6 +155,7 @@ impl Workspace {
                 watch.loaded(&self.door, &read);
                 let base = read?;
                 self.check()?;
+                let base = base.map(|record| record.lapsed(*now));
                 drafts.entry(place.clone()).or_insert(Draft::new(base))
             }
         };

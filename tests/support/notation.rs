@@ -1,7 +1,7 @@
 //! How scripts write settings and values, and how they are shown what a store holds.
 
 use serde_json::Value as Json;
-use sessile::{Amount, Error, Policy, Rule, Session, Time, Value};
+use sessile::{Amount, AtLimit, Error, Policy, Rule, Session, Time, Value};
 
 use crate::application::START;
 
@@ -12,8 +12,15 @@ pub(crate) fn policy(policy: Policy, settings: &[&str]) -> Policy {
         match name {
             "timeout" => policy.timeout_secs(number(value)),
             "absolute" => policy.absolute_timeout_secs(number(value)),
+            "warn" => policy.warn_secs(number(value)),
             "period" => policy.period_secs(number(value)),
             "limit" => policy.limit(number(value)),
+            "at_limit" => policy.at_limit(match value {
+                "Reject" => AtLimit::Reject,
+                "EvictOldest" => AtLimit::EvictOldest,
+                _ => panic!("no such thing to do at a limit: {value}"),
+            }),
+            "depth" => policy.depth_max(number(value) as usize),
             "bytes" => policy.session_bytes_max(number(value) as usize),
             "attributes" => policy.attributes_max(number(value) as usize),
             "key_bytes" => policy.key_bytes_max(number(value) as usize),
@@ -80,9 +87,13 @@ pub(crate) fn shown(attributes: impl Iterator<Item = (String, Value)>) -> String
     format!("{{{}}}", attributes.map(pair).collect::<Vec<_>>().join(", "))
 }
 
-/// The times of a session, in seconds since the script began.
+/// A time, in seconds since the script began.
+pub(crate) fn since(time: Time) -> String {
+    format!("+{}", time.since(Time::from_secs(START)).as_secs())
+}
+
+/// The times of a session.
 pub(crate) fn times(session: &Session) -> Result<String, Error> {
-    let since = |time: Time| format!("+{}", time.since(Time::from_secs(START)).as_secs());
     let or_never = |time: Option<Time>| time.map_or("never".to_owned(), since);
     Ok(format!(
         "created {}, accessed {}, modified {}, expires {}",

@@ -13,7 +13,7 @@ use sessile::{
 use tempfile::TempDir;
 
 use crate::application::{Ending, Heard, START, ScriptClock, ending, open};
-use crate::notation::{amount, attribute, listed, number, policy, shown, text, times};
+use crate::notation::{amount, attribute, listed, number, policy, shown, since, text, times};
 
 /// Where a script is played.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -176,6 +176,10 @@ impl Player {
         for event in &events {
             let line = match event {
                 Event::Ended(session, reason) => self.ending(&ending(session, *reason)),
+                Event::Expiring { container, key, id, expires } => {
+                    let key = self.key(container, &text(key.as_bytes()));
+                    format!("{key} #{} expires {}", self.generation(*id), since(*expires))
+                }
                 Event::ListenerFailed { listener, panicked: false } => {
                     format!("listener {listener} failed")
                 }
@@ -406,6 +410,26 @@ impl Player {
             },
             ("keys", []) => format!("{key}: {}", listed(&session.keys()?)),
             ("len", []) => format!("{key}: length {}", session.len()?),
+            ("timeout", []) => match session.timeout()? {
+                Some(timeout) => format!("{key}: timeout {}", timeout.as_secs()),
+                None => format!("{key}: no timeout of its own"),
+            },
+            ("set_timeout", [secs]) => {
+                let secs = (*secs != "none").then(|| Duration::from_secs(number(secs)));
+                session.set_timeout(secs)?;
+                String::new()
+            }
+            ("insert_for", [secs, word]) => {
+                let (name, value) = attribute(word);
+                session.insert_for(name, value, Duration::from_secs(number(secs)))?;
+                String::new()
+            }
+            ("update", [word]) => {
+                let (name, more) = attribute(word);
+                let more = more.as_i64().expect("a number");
+                session.update(name, |n: &mut i64| *n += more)?;
+                String::new()
+            }
             ("times", []) => format!("{key} {}", times(&session)?),
             ("is_valid", []) => match session.is_valid() {
                 true => format!("{key} is valid"),
