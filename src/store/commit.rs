@@ -32,6 +32,7 @@
 //! the committer looks for itself whether their time is really over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,7 +56,7 @@ use crate::store::listeners::EndReason;
 use crate::store::lock;
 use crate::store::observe;
 use crate::store::outcome::{Reply, Report, slot};
-use crate::store::round::Round;
+use crate::store::round::{Rooms, Round};
 use crate::store::stats::Counters;
 use crate::threads;
 
@@ -187,6 +188,8 @@ struct Committer<'a> {
     unsynced_bytes: usize,
     /// Wakes many clients, while the next batch is made.
     answers: Sender<Verdicts>,
+    /// Who makes room in full containers.
+    rooms: Rooms,
 }
 
 /// Clients, and what they are told.
@@ -212,6 +215,7 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
         sync_by: None,
         unsynced_bytes: 0,
         answers,
+        rooms: Rooms::default(),
     };
     let mut requests = VecDeque::new();
     while committer.gather(&mut requests) {
@@ -294,7 +298,7 @@ impl Committer<'_> {
     /// Makes one batch of as many requests as fit in, and answers them.
     fn commit(&mut self, requests: &mut VecDeque<Request>) {
         let (core, engine) = (self.core, self.engine);
-        let mut round = Round::new(core, engine);
+        let mut round = Round::new(core, engine, mem::take(&mut self.rooms));
         let mut works = Vec::with_capacity(requests.len());
         let mut verdicts = Vec::with_capacity(requests.len());
         while let Some(Request { work, reply }) = requests.pop_front() {
@@ -309,9 +313,10 @@ impl Committer<'_> {
                 break;
             }
         }
-        let Round { now, commits, ended, unwritten, started, revision, made, .. } = round;
-        let Round { durability, only_ends, has_overflowed, .. } = round;
+        let Round { now, commits, ended, unwritten, warnings, started, revision, made, .. } = round;
+        let Round { durability, only_ends, has_overflowed, rooms, .. } = round;
         if commits.is_empty() {
+            self.rooms = rooms;
             return self.answer(verdicts);
         }
         commits.iter().for_each(|commit| core.versions.stage(commit));
@@ -322,9 +327,10 @@ impl Committer<'_> {
         let durable = durability == Durability::Immediate || !ended.is_empty() || too_much;
         let epoch = engine.epoch();
         let written = caught(|| engine.apply(Batch { time: now, commits, only_ends }, durable));
-        let effects = Effects { revision, count, ended, unwritten, started, made };
+        let effects = Effects { revision, count, ended, unwritten, warnings, started, made };
         match written {
             Ok(()) => {
+                self.rooms = rooms;
                 match durable {
                     true => {
                         core.snapshots.sync(revision);
@@ -468,6 +474,7 @@ struct Effects {
     count: usize,
     ended: EndBatch,
     unwritten: usize,
+    warnings: Vec<Event>,
     started: usize,
     made: Vec<(Arc<str>, ContainerId)>,
 }
@@ -490,8 +497,11 @@ impl Effects {
         Counters::add(&counters.ended, self.ended.len() - rotated);
         Counters::add(&counters.ends_unwritten, self.unwritten);
         Counters::add(&counters.expired, count(EndReason::Expired));
+        Counters::add(&counters.evicted, count(EndReason::Evicted));
         Counters::add(&counters.rotated, rotated);
+        Counters::add(&counters.warned, self.warnings.len());
         observe::published(self.started, &self.ended);
+        self.warnings.iter().for_each(|warning| core.event(warning));
         core.ends.send(self.ended);
     }
 }

@@ -286,6 +286,8 @@ impl Core {
             ended: count(&counters.ended),
             expired: count(&counters.expired),
             rotated: count(&counters.rotated),
+            evicted: count(&counters.evicted),
+            warned: count(&counters.warned),
             listener_failures: count(&counters.listener_failures),
             dead_letters: count(&counters.dead_letters),
             ends_unwritten: count(&counters.ends_unwritten),

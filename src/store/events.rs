@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::model::clock::ClockTrouble;
+use crate::model::clock::{ClockTrouble, Time};
+use crate::model::key::Key;
 use crate::model::merge::ResolverTrouble;
-use crate::model::session::Revision;
+use crate::model::session::{Revision, SessionId};
 use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::lock;
 
@@ -19,6 +20,19 @@ use crate::store::lock;
 pub enum Event {
     /// A session has ended, and the end is durable.
     Ended(Arc<EndedSession>, EndReason),
+    /// A session expires soon, unless it is used: told once for each time that its end comes so near, to
+    /// within how often the store [sweeps](crate::Options::sweep_every). See
+    /// [`Policy::warn_secs`](crate::Policy).
+    Expiring {
+        /// The name of the container.
+        container: String,
+        /// What the session is filed under.
+        key: Key,
+        /// Which generation of the key it is.
+        id: SessionId,
+        /// When its time is over.
+        expires: Time,
+    },
     /// The listener of this end has failed as often as it may: it is not called for it any more. See
     /// [`Options::end_attempts`](crate::Options::end_attempts).
     EndGivenUp(Arc<EndedSession>, EndReason),

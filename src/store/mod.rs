@@ -30,6 +30,7 @@ mod options;
 mod outcome;
 mod pinned;
 mod principals;
+mod room;
 mod rotation;
 mod round;
 mod session;

@@ -14,16 +14,20 @@ use crate::error::{Conflict, ConflictReason, Error, LimitKind};
 use crate::model::clock::Time;
 use crate::model::container::{ContainerId, ContainerState, Place};
 use crate::model::draft::Draft;
-use crate::model::policy::{Durability, Policy};
+use crate::model::key::Key;
+use crate::model::policy::{AtLimit, Durability, Policy};
 use crate::model::session::{Record, Revision};
 use crate::model::timeslice;
 use crate::store::commit::{Intent, Work};
 use crate::store::core::Core;
 use crate::store::courier::EndBatch;
 use crate::store::ends::{self, ENDS};
+use crate::store::events::Event;
 use crate::store::judge::{Circumstances, Objection, judge};
 use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Report};
+use crate::store::pinned::{Row, first_row};
+use crate::store::room::{self, Look, Room};
 
 /// One batch in the making: the newest state, with what the transactions judged so far have done.
 pub(crate) struct Round<'a> {
@@ -38,6 +42,12 @@ pub(crate) struct Round<'a> {
     pub ended: EndBatch,
     /// Those of them that are not written down although a listener is to be told.
     pub unwritten: usize,
+    /// Sessions that expire soon.
+    pub warnings: Vec<Event>,
+    /// Who makes room in full containers.
+    pub rooms: Rooms,
+    /// Whether sessions of a container may have expired, of those that were asked about.
+    due: BTreeMap<ContainerId, bool>,
     pub started: usize,
     pub made: Vec<(Arc<str>, ContainerId)>,
     /// The strictest level that a commit asks for.
@@ -52,6 +62,9 @@ pub(crate) struct Round<'a> {
     /// Whether there is nothing but ends in it, none of them written down.
     pub only_ends: bool,
 }
+
+/// Who makes room in containers that were full.
+pub(crate) type Rooms = BTreeMap<ContainerId, Room>;
 
 /// What a commit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +81,7 @@ pub(super) struct Outcome {
     pub sessions: Vec<(Place, Option<Arc<Record>>)>,
     pub containers: BTreeMap<ContainerId, ContainerState>,
     pub ends: Vec<(Place, Arc<Record>, EndReason)>,
+    pub warnings: Vec<Event>,
     pub created: BTreeMap<ContainerId, u64>,
     pub merged: Vec<MergedSession>,
     /// Whoever asked for it can ask for less at a time.
@@ -75,7 +89,7 @@ pub(super) struct Outcome {
 }
 
 impl<'a> Round<'a> {
-    pub(crate) fn new(core: &'a Core, engine: &dyn Engine) -> Self {
+    pub(crate) fn new(core: &'a Core, engine: &dyn Engine, rooms: Rooms) -> Self {
         let containers = core.versions.containers();
         Round {
             core,
@@ -86,6 +100,9 @@ impl<'a> Round<'a> {
             containers: containers.into_iter().map(|state| (state.id, state)).collect(),
             ended: Vec::new(),
             unwritten: 0,
+            warnings: Vec::new(),
+            rooms,
+            due: BTreeMap::new(),
             started: 0,
             made: Vec::new(),
             durability: Durability::Relaxed,
@@ -240,20 +257,116 @@ impl<'a> Round<'a> {
         }
         self.settle_principals(intent, drafts, &mut outcome)?;
         for id in outcome.created.keys().copied().collect::<Vec<_>>() {
-            let state = outcome.containers.get(&id).unwrap_or(&self.containers[&id]);
-            let policy = Arc::clone(&state.policy);
-            let limit = policy.limit;
-            let excess = counted(&self.containers[&id], &outcome).saturating_sub(limit);
-            if limit == 0 || excess == 0 {
-                continue;
-            }
-            // Make room by ending what is due.
-            self.end_due(&mut outcome, id, &policy, drafts, excess)?;
-            if counted(&self.containers[&id], &outcome) > limit {
-                return Err(Error::Limit { limit: LimitKind::Sessions, max: limit });
-            }
+            self.make_room(&mut outcome, id, drafts)?;
         }
         Ok(outcome)
+    }
+
+    /// Makes room for what an outcome creates in a container, if that is full. Sessions that have
+    /// drafts are spared.
+    fn make_room(
+        &mut self,
+        outcome: &mut Outcome,
+        id: ContainerId,
+        drafts: &BTreeMap<Place, Draft>,
+    ) -> Result<(), Error> {
+        let before = Arc::clone(&self.containers[&id]);
+        let state = outcome.containers.get(&id).unwrap_or(&before);
+        let (policy, policy_revision) = (Arc::clone(&state.policy), state.policy_revision);
+        let limit = policy.limit;
+        let excess = |outcome: &Outcome| counted(&before, outcome).saturating_sub(limit);
+        if limit == 0 || excess(outcome) == 0 {
+            return Ok(());
+        }
+        // What is due comes first.
+        if self.is_anyone_due(&before, &policy)? {
+            self.end_due(outcome, id, &policy, drafts, excess(outcome))?;
+            if excess(outcome) > 0 {
+                self.due.insert(id, false);
+            }
+        }
+        let mut allowed = limit;
+        if policy.at_limit == AtLimit::EvictOldest && excess(outcome) > 0 {
+            // Where the limit was lowered the container shrinks little by little.
+            allowed = limit.max(before.count);
+            let most = counted(&before, outcome).saturating_sub(allowed) + SHRINK;
+            let wanted = usize::try_from(excess(outcome).min(most)).unwrap_or(usize::MAX);
+            self.evict(outcome, id, &policy, policy_revision, drafts, wanted)?;
+        }
+        match counted(&before, outcome) > allowed {
+            true => Err(Error::Limit { limit: LimitKind::Sessions, max: limit }),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends those of a container that would expire first, without those that have drafts.
+    fn evict(
+        &mut self,
+        outcome: &mut Outcome,
+        id: ContainerId,
+        policy: &Policy,
+        policy_revision: Revision,
+        drafts: &BTreeMap<Place, Draft>,
+        wanted: usize,
+    ) -> Result<(), Error> {
+        let room = self.rooms.remove(&id).filter(|room| room.is_of(policy_revision));
+        let mut room = room.unwrap_or_else(|| Room::new(policy_revision));
+        let ended: BTreeSet<&Place> = outcome.ends.iter().map(|(place, ..)| place).collect();
+        let look = |key: &Key| {
+            let place = (id, key.clone());
+            if drafts.contains_key(&place) || ended.contains(&place) {
+                return Look::Spared;
+            }
+            let session = match self.sessions.get(&place) {
+                Some(session) => session.clone(),
+                None => self.core.versions.newest(&place).unwrap_or_default(),
+            };
+            match session {
+                Some(record) if record.is_expired(policy, self.now) => Look::Candidate(record),
+                // It is somebody's, and does not go for the sake of anybody.
+                Some(record) if record.principal().is_some() => Look::Gone,
+                Some(record) => Look::Candidate(record),
+                None => Look::Gone,
+            }
+        };
+        let page = |from: &Row| {
+            let (mut rows, next) = self.core.versions.filed(id, from, room::PAGE)?;
+            let is_here = |row: &Row| row >= from && next.as_ref().is_none_or(|next| row < next);
+            let here = self.sessions.iter().filter(|((container, _), _)| *container == id);
+            let row = |((_, key), session): (&Place, &Option<Arc<Record>>)| {
+                Some((session.as_ref()?.bucket, key.clone())).filter(is_here)
+            };
+            rows.extend(here.filter_map(row));
+            Ok((rows, next))
+        };
+        let chosen = room.choose(wanted, policy, page, look)?;
+        self.rooms.insert(id, room);
+        for key in chosen {
+            let place = (id, key);
+            let Some(record) = self.session(&place)? else { continue };
+            let reason = match record.is_expired(policy, self.now) {
+                true => EndReason::Expired,
+                false => EndReason::Evicted,
+            };
+            outcome.sessions.push((place.clone(), None));
+            outcome.ends.push((place, record, reason));
+        }
+        Ok(())
+    }
+
+    /// Whether somebody may have expired under `policy`: mostly nobody has, and that is seen at once.
+    fn is_anyone_due(&mut self, state: &ContainerState, policy: &Policy) -> Result<bool, Error> {
+        if state.refile_from.is_some() || policy.is_outlived_under(&state.policy) {
+            return Ok(true);
+        }
+        if let Some(is_due) = self.due.get(&state.id) {
+            return Ok(*is_due);
+        }
+        let (published, now) = (self.core.snapshots.published(), self.now.as_secs());
+        let (rows, next) = self.core.versions.due(state.id, published, now, &first_row(), 1)?;
+        let is_due = !rows.is_empty() || next.is_some();
+        self.due.insert(state.id, is_due);
+        Ok(is_due)
     }
 
     /// Ends up to `wanted` sessions that have expired under `policy`, without those in `except`.
@@ -320,12 +433,23 @@ impl<'a> Round<'a> {
             outcome.sessions.push((place.clone(), None));
             outcome.ends.push((place, record, EndReason::Expired));
         } else {
-            let mut filed = Record::clone(&record);
+            let mut filed = Record::clone(&record.lapsed(self.now));
             filed.file(policy, self.now);
             filed.revision = self.revision.next();
-            if filed.bucket != record.bucket {
-                outcome.sessions.push((place, Some(Arc::new(filed))));
+            if filed.bucket == record.bucket {
+                return;
             }
+            // Filed at its expiry now, so that it is told of once.
+            let expiry = filed.expiry(policy);
+            if let Some(expires) = expiry.filter(|_| timeslice::warns(expiry, policy, self.now)) {
+                outcome.warnings.push(Event::Expiring {
+                    container: self.containers[&place.0].name.to_string(),
+                    key: place.1.clone(),
+                    id: filed.id,
+                    expires,
+                });
+            }
+            outcome.sessions.push((place, Some(Arc::new(filed))));
         }
     }
 
@@ -386,6 +510,7 @@ impl<'a> Round<'a> {
                 id: record.id,
                 reason,
             });
+            let record = record.lapsed(self.now);
             let expiry = record.expiry(&state.policy).map_or(timeslice::NEVER, Time::as_secs);
             let session = EndedSession {
                 container: Arc::clone(&state.name),
@@ -423,7 +548,12 @@ impl<'a> Round<'a> {
         self.weight += weight;
         self.revision = commit.revision;
         self.started += outcome.created.values().sum::<u64>() as usize;
+        self.warnings.append(&mut outcome.warnings);
         for change in &commit.sessions {
+            let SessionChange { place: (id, key), before, after } = change;
+            if let Some(room) = self.rooms.get_mut(id) {
+                room.note(key, before.as_deref(), after.as_deref());
+            }
             self.sessions.insert(change.place.clone(), change.after.clone());
         }
         for state in &commit.containers {
@@ -452,6 +582,9 @@ impl<'a> Round<'a> {
         Some(SessionChange { place, before: None, after: Some(Arc::new(record)) })
     }
 }
+
+/// How many more sessions than need be one commit ends in a container that is over its limit.
+const SHRINK: u64 = 64;
 
 /// How many sessions a container has after an outcome: ends count before creations. A rotation is
 /// neither.

@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub ended: AtomicU64,
     pub expired: AtomicU64,
     pub rotated: AtomicU64,
+    pub evicted: AtomicU64,
+    pub warned: AtomicU64,
     pub listener_failures: AtomicU64,
     pub dead_letters: AtomicU64,
     pub ends_unwritten: AtomicU64,
@@ -75,6 +77,10 @@ stats! {
     ended,
     /// Those of them whose time was over.
     expired,
+    /// Those of them that made room for others.
+    evicted,
+    /// Warnings that a session expires soon.
+    warned,
     /// Sessions that were given another key.
     rotated,
     /// Listeners that failed or panicked, each time.

@@ -9,7 +9,7 @@ use crate::model::container::{ContainerId, Place};
 use crate::model::draft::{Draft, Life};
 use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
-use crate::model::policy::{Durability, Policy};
+use crate::model::policy::{AtLimit, Durability, Policy};
 use crate::model::session::{Record, Revision, SessionId};
 use crate::store::commit::{Intent, Request, Work};
 use crate::store::container::Container;
@@ -132,7 +132,9 @@ impl Transaction {
             let (container, session) = (container.name.to_string(), place.1.fingerprint());
             return Err(Error::RotatedKey { container, session });
         }
-        if policy.limit > 0 && self.len_at_most(container, policy.limit)? >= policy.limit {
+        // Otherwise the commit makes room.
+        let is_limited = policy.limit > 0 && policy.at_limit == AtLimit::Reject;
+        if is_limited && self.len_at_most(container, policy.limit)? >= policy.limit {
             return Err(Error::Limit { limit: LimitKind::Sessions, max: policy.limit });
         }
         let id = self.workspace.door.chance.session_id();
@@ -195,7 +197,21 @@ impl Transaction {
         Ok(self.get(container, key)?.is_some())
     }
 
-    /// The live session under a key, without an access: looking does not lengthen its life.
+    /// The live session under a key, without an access: for requests that are no activity of its
+    /// visitor's, such as polling. Neither does anything done with the handle lengthen its life.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "ada").map(|_| ()))?;
+    /// let txn = store.begin()?;
+    /// let session = txn.peek(&visitors, "ada")?.ok_or(Error::Ended)?;
+    /// let expires = session.expires()?;
+    /// session.insert("polled", true)?;
+    /// assert_eq!(session.expires()?, expires);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -348,6 +348,43 @@ impl Versions {
         Ok((rows, next))
     }
 
+    /// The first rows of the expiry index from `from` on as the last commit left them, and where to go
+    /// on. For the committer alone.
+    pub(crate) fn filed(
+        &self,
+        container: ContainerId,
+        from: &Row,
+        max: usize,
+    ) -> Result<Page<Row, Row>, Error> {
+        let checkpoint = self.checkpoint.read().expect("nothing panics while it is held");
+        let mut rows = checkpoint.0.due(container, NEVER, from, max)?;
+        let mut next = rows.get(max - 1).map(|(bucket, key)| (*bucket, successor(key)));
+        rows.retain(|(bucket, key)| {
+            let place = self.hashed(&(container, key.clone()));
+            let shard = self.shard(&place);
+            shard.sessions.get(&place).is_none_or(|resident| {
+                resident.history.newest.1.as_ref().is_some_and(|session| session.bucket == *bucket)
+            })
+        });
+        for shard in self.shards.iter().map(lock) {
+            for place in shard.unsettled.iter().filter(|hashed| hashed.place.0 == container) {
+                let newest = shard.sessions.get(place).map(|resident| &resident.history.newest.1);
+                let bucket = newest.and_then(|session| Some(session.as_ref()?.bucket));
+                let row = bucket.map(|bucket| (bucket, place.place.1.clone()));
+                rows.extend(
+                    row.filter(|row| row >= from && next.as_ref().is_none_or(|next| row < next)),
+                );
+            }
+        }
+        rows.sort();
+        rows.dedup();
+        if let Some(after) = rows.get(max) {
+            next = Some(after.clone());
+            rows.truncate(max);
+        }
+        Ok((rows, next))
+    }
+
     /// A container as of a snapshot; as it was first if it is younger than the snapshot.
     pub(crate) fn container(
         &self,

@@ -1,0 +1,169 @@
+//! Who makes room in a full container: the sessions in the order in which they would expire.
+//!
+//! The expiry index has them in the order of their *buckets*, and a bucket says only that a session
+//! does not expire before: accesses move the expiry, and not the bucket. So rows of the index are looked
+//! at from the front. Each leads to a record, which says when its session expires, and what was looked
+//! at is kept in that order. The first of it goes as soon as no row in front of it is left:
+//!
+//! ```text
+//!   the index    | 80 | 80 | 100 |  160 |  200 | ...
+//!   looked at      |    |     |
+//!                  v    v     v
+//!   expires       180  140   220        140 is before 160: this one goes
+//! ```
+//!
+//! The committer keeps this from batch to batch and tells it of every change, so that it goes on where
+//! it was. A session is looked at once more before it goes, because it may have been used since. The
+//! work for one creation has a bound, and so has the memory. Where very many sessions are in use and
+//! filed early, they are reached, and the first of those goes that were looked at.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::model::clock::Time;
+use crate::model::key::Key;
+use crate::model::policy::Policy;
+use crate::model::session::{Record, Revision};
+use crate::model::timeslice;
+use crate::store::pinned::{Page, Row, first_row};
+
+/// What the committer knows of the sessions of one container that may have to make room.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// The policy that the expiries were computed under.
+    policy: Revision,
+    /// Rows of the index that were not looked at.
+    rows: BTreeSet<Row>,
+    /// Those before this one are known; `None`: all.
+    known_to: Option<Row>,
+    /// What was looked at, by the time of its expiry and of its last access.
+    ranked: BTreeSet<(Rank, Key)>,
+    /// Some that were looked at were too many to be kept in mind.
+    has_forgotten: bool,
+}
+
+/// What is found under a key.
+pub(crate) enum Look {
+    /// A session that may make room.
+    Candidate(Arc<Record>),
+    /// One that must not make room for who asks now.
+    Spared,
+    /// None, or one that must not make room as long as nothing changes.
+    Gone,
+}
+
+/// The order in which sessions go. Those that never expire go by their last access.
+type Rank = (u64, u64);
+
+/// How many records are looked at for one transaction, besides those of the sessions that go.
+const LOOKS: usize = 4_096;
+
+/// How many rows are read at once: rarely, because that looks through all that is in memory.
+pub(crate) const PAGE: usize = 1_024;
+
+/// How many sessions are kept in mind.
+const RANKED_MAX: usize = 65_536;
+
+impl Room {
+    pub(crate) fn new(policy: Revision) -> Self {
+        let (rows, ranked) = (BTreeSet::new(), BTreeSet::new());
+        Room { policy, rows, known_to: Some(first_row()), ranked, has_forgotten: false }
+    }
+
+    /// Whether it was made under this policy.
+    pub(crate) fn is_of(&self, policy: Revision) -> bool {
+        self.policy == policy
+    }
+
+    /// Takes note of a change of a session.
+    pub(crate) fn note(&mut self, key: &Key, before: Option<&Record>, after: Option<&Record>) {
+        let Some(after) = after else { return };
+        let is_new = before.is_none_or(|before| {
+            (before.bucket, &before.extras) != (after.bucket, &after.extras)
+                || before.id != after.id
+        });
+        let row = (after.bucket, key.clone());
+        if is_new && self.known_to.as_ref().is_none_or(|to| row < *to) {
+            self.rows.insert(row);
+        }
+        // Nothing is lost by forgetting the last: they are read again.
+        if self.rows.len() > 4 * PAGE {
+            let cut = self.rows.iter().nth(PAGE).cloned().expect("there are more");
+            drop(self.rows.split_off(&cut));
+            self.known_to = Some(cut);
+        }
+    }
+
+    /// Up to `wanted` sessions that are to make room, in their order. `page` reads rows of the index
+    /// from one on, `read` the session that lies under a key now, if it may go.
+    pub(crate) fn choose(
+        &mut self,
+        wanted: usize,
+        policy: &Policy,
+        page: impl Fn(&Row) -> Result<Page<Row, Row>, Error>,
+        mut read: impl FnMut(&Key) -> Look,
+    ) -> Result<Vec<Key>, Error> {
+        let (mut chosen, mut spared) = (Vec::new(), Vec::new());
+        for look in 0..LOOKS + wanted {
+            if chosen.len() == wanted {
+                break;
+            }
+            self.read_rows(&page)?;
+            let first = self.ranked.first().map(|((expiry, _), _)| *expiry);
+            let bucket = self.rows.first().map(|(bucket, _)| *bucket);
+            let is_first = match (first, bucket) {
+                // Half of the looks are for those that may have been used since they were looked at.
+                (Some(first), Some(bucket)) => first < bucket || look >= LOOKS / 2,
+                (first, _) => first.is_some(),
+            };
+            let next = match is_first {
+                true => self.ranked.pop_first().map(|(rank, key)| (Some(rank), key)),
+                false => self.rows.pop_first().map(|(_, key)| (None, key)),
+            };
+            let Some((rank, key)) = next else { break };
+            match read(&key) {
+                Look::Candidate(record) if rank == Some(rank_of(&record, policy)) => {
+                    chosen.push(key);
+                }
+                Look::Candidate(record) => {
+                    self.ranked.insert((rank_of(&record, policy), key));
+                }
+                Look::Spared => spared.push(key),
+                Look::Gone => {}
+            }
+        }
+        // The commit may come to nothing. Next time they are the first to be looked at.
+        let again = chosen.iter().cloned().chain(spared);
+        self.rows.extend(again.map(|key| (0, key)));
+        while self.ranked.len() > RANKED_MAX {
+            self.ranked.pop_last();
+            self.has_forgotten = true;
+        }
+        Ok(chosen)
+    }
+
+    /// Reads more rows, unless there are some or none are left.
+    fn read_rows(
+        &mut self,
+        page: impl Fn(&Row) -> Result<Page<Row, Row>, Error>,
+    ) -> Result<(), Error> {
+        if self.rows.is_empty() && self.ranked.is_empty() && std::mem::take(&mut self.has_forgotten)
+        {
+            self.known_to = Some(first_row());
+        }
+        while self.rows.is_empty()
+            && let Some(from) = &self.known_to
+        {
+            let (rows, next) = page(from)?;
+            self.rows.extend(rows);
+            self.known_to = next;
+        }
+        Ok(())
+    }
+}
+
+fn rank_of(record: &Record, policy: &Policy) -> Rank {
+    let expiry = record.expiry(policy).map_or(timeslice::NEVER, Time::as_secs);
+    (expiry, record.slice_end.as_secs())
+}
