@@ -179,14 +179,15 @@ impl Record {
         self.bucket = timeslice::bucket(self.expiry(policy), policy, now);
     }
 
-    /// Files it earlier, if it is filed later than it should be; at once, if a warning is due.
-    pub(crate) fn file_earlier(&mut self, policy: &Policy, now: Time) {
+    /// Files it earlier, if it is filed later than it should be. One that had another expiry before is
+    /// to be told of at once, if a warning is due.
+    pub(crate) fn file_earlier(&mut self, before: Option<Time>, policy: &Policy, now: Time) {
         let expiry = self.expiry(policy);
-        let bucket = timeslice::bucket(expiry, policy, now);
-        if bucket < self.bucket {
-            let warns = timeslice::warns(expiry, policy, now);
-            self.bucket = if warns { now.as_secs() } else { bucket };
-        }
+        let bucket = match expiry != before && timeslice::warns(expiry, policy, now) {
+            true => now.as_secs(),
+            false => timeslice::bucket(expiry, policy, now),
+        };
+        self.bucket = self.bucket.min(bucket);
     }
 
     /// About what it takes up in memory.

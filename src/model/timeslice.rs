@@ -26,8 +26,9 @@
 //! the session was filed. Accesses move the expiry, never the bucket: the sweep that reaches the
 //! bucket looks at the record and files it anew. That is why a touch costs nothing in the index. If
 //! the policy wants a warning before the expiry, the bucket is the second of the warning, until the
-//! sweep has come upon it and files the session at its expiry. So a warning costs one more row of the
-//! index for each session that is not used any more, and nothing for the others.
+//! sweep has come upon it and files the session at its expiry. So it costs something in the index for
+//! sessions that are not used any more, and for one that is used after the warning and has another
+//! warning coming before the expiry that it was filed at.
 
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
@@ -195,6 +196,43 @@ mod tests {
                 prop_assert!(!record.is_expired(&policy, accessed.plus_secs(t)));
                 prop_assert!(record.is_expired(&policy, accessed.plus_secs(t + p)));
             }
+        }
+
+        /// Whichever is first ends a session: its own timeout in place of the policy's, counted from the
+        /// last access, or the absolute one, counted from its creation. None is early, nor later than
+        /// the end of a slice.
+        #[test]
+        fn the_first_of_the_timeouts_ends_a_session(
+            (period, slices, absolute) in (1u64..40, 0u64..6, 0u64..400), own in any::<Option<u8>>(),
+            start in 0u64..4_000_000_000, waits in proptest::collection::vec(0u64..90, 0..8),
+        ) {
+            let policy = policy(period, slices).absolute_timeout_secs(absolute);
+            let created = Time::from_micros(start * 1_000 + 1);
+            let mut record = record(created, &policy);
+            record.set_extras(|extras| extras.timeout_secs = own.map(u64::from));
+            let mut accessed = created;
+            for wait in waits {
+                let now = accessed.plus_secs(wait);
+                if record.is_expired(&policy, now) {
+                    break;
+                }
+                if let Some(touch) = access(&record, &policy, now) {
+                    record.touch(touch);
+                }
+                accessed = now;
+            }
+            let idle = own.map_or(policy.timeout_secs, u64::from);
+            let ends = |from: Time, secs: u64| {
+                (secs > 0).then(|| (from.plus_secs(secs), from.plus_secs(secs + period)))
+            };
+            let bounds = [ends(accessed, idle), ends(created, absolute)];
+            let earliest = bounds.iter().flatten().map(|(earliest, _)| *earliest).min();
+            let latest = bounds.iter().flatten().map(|(_, latest)| *latest).min();
+            let expiry = record.expiry(&policy);
+            prop_assert_eq!(expiry.is_some(), latest.is_some());
+            prop_assert!(expiry >= earliest);
+            prop_assert!(expiry <= latest);
+            prop_assert_eq!(expiry.map_or(0, |expiry| expiry.as_micros() % (1_000_000)), 0);
         }
 
         /// The lag of `last_accessed` does not shorten a life: an access that advances the slice

@@ -208,7 +208,7 @@ fn change(
     }
     if record != **stored {
         let mut record = Record { revision, ..record };
-        record.file_earlier(policy, now);
+        record.file_earlier(touched.expiry(policy), policy, now);
         judgement.record = Some(Arc::new(record));
     }
     Ok(())
@@ -238,7 +238,10 @@ mod tests {
     use crate::model::container::ContainerId;
     use crate::model::merge::laws;
     use crate::model::policy::Rule;
+
+    use crate::model::session::SessionId;
     use crate::model::timeslice;
+    use crate::model::value::Value;
 
     fn container(policy: Policy) -> ContainerState {
         ContainerState {
@@ -308,7 +311,7 @@ mod tests {
             prop_assert!(is_conflict(&twice, ConflictReason::Ended));
             // A new generation under the key is somebody else.
             let mut other = stored;
-            other.id = crate::model::session::SessionId(2);
+            other.id = SessionId(2);
             let stranger = judged(vec![ending], Some(other), policy, 7);
             prop_assert!(is_conflict(&stranger, ConflictReason::Ended));
         }
@@ -339,10 +342,110 @@ mod tests {
         }
     }
 
+    /// A session with attributes some of which last for a while.
+    fn lapsing(untils: &[u64]) -> Record {
+        let mut life = Life::created(SessionId(1), Time::from_secs(5), &Policy::new());
+        for (n, until) in untils.iter().enumerate() {
+            let until = (*until > 0).then(|| Time::from_secs(*until));
+            let value = Value::of(&n);
+            life.changes.put(&n.to_string(), value, &life.reads, Time::from_secs(5));
+            life.changes.last(&n.to_string(), until);
+        }
+        let mut record = life.proposed(Revision(2));
+        record.file(&Policy::new(), Time::from_secs(5));
+        record
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever is changed, the session is filed where the sweep comes upon it in time: not after
+        /// its expiry, nor after the warning, if that is still to come.
+        #[test]
+        fn a_session_is_never_filed_too_late(
+            own in any::<Option<u16>>(), other in proptest::option::of(proptest::option::of(0u64..400)),
+            warn in 0u64..200, absolute in 0u64..400, access in any::<bool>(), wait in 0u64..300,
+        ) {
+            let policy = Policy::new().period_secs(20).timeout_secs(100).warn_secs(warn)
+                .absolute_timeout_secs(absolute);
+            let mut record = lapsing(&[]);
+            record.set_extras(|extras| extras.timeout_secs = own.map(u64::from));
+            record.file(&policy, record.created);
+            let now = record.created.plus_secs(wait);
+            let mut life = Life::found(Arc::new(record.clone()));
+            if record.is_expired(&policy, now) {
+                return Ok(());
+            }
+            if access {
+                life.access(&policy, now);
+            }
+            life.changes.timeout = other;
+            let result = judged(vec![life], Some(record.clone()), policy.clone(), now.as_secs());
+            let after = result.expect("it lives").record.expect("it lives");
+            if let Some(expiry) = after.expiry(&policy).map(Time::as_secs) {
+                prop_assert!(after.bucket <= expiry);
+                let warning = expiry.saturating_sub(warn);
+                prop_assert!(after.bucket <= warning.max(now.as_secs()) || after.bucket == record.bucket);
+            }
+            prop_assert_eq!(after.timeout_secs(), other.unwrap_or(own.map(u64::from)));
+            // An access alone costs nothing in the index, unless it puts the next warning before the
+            // expiry that was filed.
+            prop_assert!(other.is_some() || 2 * warn > 100 || after.bucket == record.bucket);
+        }
+
+        /// What has lapsed is absent for every judgement, and goes with the next change; that alone is
+        /// no change.
+        #[test]
+        fn what_has_lapsed_is_not_there(
+            untils in proptest::collection::vec(0u64..30, 0..4), now in 6u64..30, at in 0usize..4,
+            reads in any::<bool>(), writes in any::<bool>(), ends in any::<bool>(),
+        ) {
+            let stored = lapsing(&untils);
+            let lasts = |n: usize| untils.get(n).is_some_and(|until| *until == 0 || *until > now);
+            let mut life = Life::found(Arc::new(stored.clone()));
+            let name = at.to_string();
+            if reads {
+                life.read(&name);
+            }
+            if writes {
+                let value = Value::of(&true);
+                life.changes.put(&name, value, &life.reads, Time::from_secs(now));
+            }
+            life.ended = ends;
+            let result = judged(vec![life], Some(stored.clone()), Policy::new(), now);
+            let changed = at < untils.len() && !lasts(at);
+            if reads && writes && changed && !ends {
+                let changed = ConflictReason::Attribute(name);
+                prop_assert!(is_conflict(&result, changed));
+                return Ok(());
+            }
+            let result = result.expect("nobody else is there");
+            prop_assert!(result.merged.is_none());
+            let after = match ends {
+                true => Arc::clone(&result.ends[0].0),
+                false => result.record.expect("it lives"),
+            };
+            if !ends && !writes {
+                prop_assert_eq!(&*after, &stored);
+                return Ok(());
+            }
+            for n in 0..4 {
+                let is_there = lasts(n) || (writes && n == at);
+                prop_assert_eq!(after.attributes.get(&n.to_string()).is_some(), is_there);
+            }
+            let lapses = after.lapses();
+            for (n, until) in untils.iter().enumerate() {
+                let lapses = lapses.get(&*n.to_string());
+                let stays = lasts(n) && *until > 0 && !(writes && n == at);
+                prop_assert_eq!(lapses.copied(), stays.then(|| Time::from_secs(*until)));
+            }
+        }
+    }
+
     #[test]
     fn a_live_session_under_the_key_stops_a_creation() {
         let policy = Policy::new().period_secs(20).timeout_secs(60);
-        let id = crate::model::session::SessionId;
+        let id = SessionId;
         let life = |n, now| Life::created(id(n), Time::from_secs(now), &policy);
         let first = judged(vec![life(1, 5)], None, policy.clone(), 5).expect("nobody is there");
         let stored = Record::clone(&first.record.expect("created"));
@@ -358,7 +461,7 @@ mod tests {
     #[test]
     fn a_session_created_too_long_ago_is_not_stored_dead() {
         let policy = Policy::new().period_secs(1).timeout_secs(1);
-        let life = Life::created(crate::model::session::SessionId(1), Time::from_secs(5), &policy);
+        let life = Life::created(SessionId(1), Time::from_secs(5), &policy);
         let result = judged(vec![life], None, policy, 60);
         assert!(is_conflict(&result, ConflictReason::Ended));
     }

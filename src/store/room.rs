@@ -41,6 +41,8 @@ pub(crate) struct Room {
     ranked: BTreeSet<(Rank, Key)>,
     /// Some that were looked at were too many to be kept in mind.
     has_forgotten: bool,
+    /// How many rows are read at once.
+    page: usize,
 }
 
 /// What is found under a key.
@@ -62,13 +64,14 @@ const LOOKS: usize = 4_096;
 /// How many rows are read at once: rarely, because that looks through all that is in memory.
 pub(crate) const PAGE: usize = 1_024;
 
-/// How many sessions are kept in mind.
-const RANKED_MAX: usize = 65_536;
+/// How many pages of rows are kept in mind, and how many of what was looked at.
+const ROWS_MAX: usize = 4;
+const RANKED_MAX: usize = 64;
 
 impl Room {
-    pub(crate) fn new(policy: Revision) -> Self {
+    pub(crate) fn new(policy: Revision, page: usize) -> Self {
         let (rows, ranked) = (BTreeSet::new(), BTreeSet::new());
-        Room { policy, rows, known_to: Some(first_row()), ranked, has_forgotten: false }
+        Room { policy, rows, known_to: Some(first_row()), ranked, has_forgotten: false, page }
     }
 
     /// Whether it was made under this policy.
@@ -88,20 +91,20 @@ impl Room {
             self.rows.insert(row);
         }
         // Nothing is lost by forgetting the last: they are read again.
-        if self.rows.len() > 4 * PAGE {
-            let cut = self.rows.iter().nth(PAGE).cloned().expect("there are more");
+        if self.rows.len() > ROWS_MAX * self.page {
+            let cut = self.rows.iter().nth(self.page).cloned().expect("there are more");
             drop(self.rows.split_off(&cut));
             self.known_to = Some(cut);
         }
     }
 
-    /// Up to `wanted` sessions that are to make room, in their order. `page` reads rows of the index
+    /// Up to `wanted` sessions that are to make room, in their order. `read_page` reads rows of the index
     /// from one on, `read` the session that lies under a key now, if it may go.
     pub(crate) fn choose(
         &mut self,
         wanted: usize,
         policy: &Policy,
-        page: impl Fn(&Row) -> Result<Page<Row, Row>, Error>,
+        read_page: impl Fn(&Row, usize) -> Result<Page<Row, Row>, Error>,
         mut read: impl FnMut(&Key) -> Look,
     ) -> Result<Vec<Key>, Error> {
         let (mut chosen, mut spared) = (Vec::new(), Vec::new());
@@ -109,7 +112,7 @@ impl Room {
             if chosen.len() == wanted {
                 break;
             }
-            self.read_rows(&page)?;
+            self.read_rows(&read_page)?;
             let first = self.ranked.first().map(|((expiry, _), _)| *expiry);
             let bucket = self.rows.first().map(|(bucket, _)| *bucket);
             let is_first = match (first, bucket) {
@@ -123,6 +126,7 @@ impl Room {
             };
             let Some((rank, key)) = next else { break };
             match read(&key) {
+                _ if chosen.contains(&key) => {}
                 Look::Candidate(record) if rank == Some(rank_of(&record, policy)) => {
                     chosen.push(key);
                 }
@@ -136,7 +140,7 @@ impl Room {
         // The commit may come to nothing. Next time they are the first to be looked at.
         let again = chosen.iter().cloned().chain(spared);
         self.rows.extend(again.map(|key| (0, key)));
-        while self.ranked.len() > RANKED_MAX {
+        while self.ranked.len() > RANKED_MAX * self.page {
             self.ranked.pop_last();
             self.has_forgotten = true;
         }
@@ -146,7 +150,7 @@ impl Room {
     /// Reads more rows, unless there are some or none are left.
     fn read_rows(
         &mut self,
-        page: impl Fn(&Row) -> Result<Page<Row, Row>, Error>,
+        read_page: impl Fn(&Row, usize) -> Result<Page<Row, Row>, Error>,
     ) -> Result<(), Error> {
         if self.rows.is_empty() && self.ranked.is_empty() && std::mem::take(&mut self.has_forgotten)
         {
@@ -155,7 +159,7 @@ impl Room {
         while self.rows.is_empty()
             && let Some(from) = &self.known_to
         {
-            let (rows, next) = page(from)?;
+            let (rows, next) = read_page(from, self.page)?;
             self.rows.extend(rows);
             self.known_to = next;
         }
@@ -166,4 +170,133 @@ impl Room {
 fn rank_of(record: &Record, policy: &Policy) -> Rank {
     let expiry = record.expiry(policy).map_or(timeslice::NEVER, Time::as_secs);
     (expiry, record.slice_end.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::attributes::Attributes;
+    use crate::model::session::{Principal, SessionId};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Create(u8, u64),
+        Touch(u8, u64),
+        /// A sweep comes upon it.
+        File(u8),
+        Shorten(u8),
+        Bind(u8, bool),
+        End(u8),
+        Choose {
+            wanted: usize,
+            spared: u8,
+            commits: bool,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let key = 0u8..24;
+        prop_oneof![
+            6 => (key.clone(), 0u64..50).prop_map(|(key, slice)| Step::Create(key, slice)),
+            4 => (key.clone(), 0u64..90).prop_map(|(key, more)| Step::Touch(key, more)),
+            2 => key.clone().prop_map(Step::File),
+            1 => key.clone().prop_map(Step::Shorten),
+            1 => (key.clone(), any::<bool>()).prop_map(|(key, bound)| Step::Bind(key, bound)),
+            1 => key.clone().prop_map(Step::End),
+            4 => (1usize..4, key, any::<bool>())
+                .prop_map(|(wanted, spared, commits)| Step::Choose { wanted, spared, commits }),
+        ]
+    }
+
+    fn key(n: u8) -> Key {
+        Key::from(&[n])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// It is always those that would expire first of all who may go, wherever they are filed.
+        #[test]
+        fn those_go_that_would_expire_first(steps in proptest::collection::vec(step(), 1..80)) {
+            let (policy, now) = (Policy::new().period_secs(1).timeout_secs(100), Time::default());
+            let mut sessions: BTreeMap<Key, Arc<Record>> = BTreeMap::new();
+            let mut room = Room::new(Revision(1), 2);
+            let mut ids = 0;
+            for step in steps {
+                let mut change = |n: u8, work: &dyn Fn(&mut Record)| {
+                    let Some(before) = sessions.get(&key(n)).cloned() else { return };
+                    let mut after = Record::clone(&before);
+                    work(&mut after);
+                    room.note(&key(n), Some(&before), Some(&after));
+                    sessions.insert(key(n), Arc::new(after));
+                };
+                match step {
+                    Step::Create(n, slice) => {
+                        ids += 1;
+                        let mut record = Record {
+                            id: SessionId(ids),
+                            revision: Revision(1),
+                            created: now,
+                            last_accessed: now,
+                            last_modified: None,
+                            slice_end: Time::from_secs(slice),
+                            bucket: 0,
+                            attributes: Attributes::new(),
+                            extras: None,
+                        };
+                        record.file(&policy, now);
+                        let before = sessions.insert(key(n), Arc::new(record.clone()));
+                        room.note(&key(n), before.as_deref(), Some(&record));
+                    }
+                    Step::Touch(n, more) => change(n, &|record| {
+                        record.slice_end = record.slice_end.plus_secs(more);
+                    }),
+                    Step::File(n) => change(n, &|record| record.file(&policy, now)),
+                    Step::Shorten(n) => change(n, &|record| {
+                        record.set_extras(|extras| extras.timeout_secs = Some(10));
+                        record.file_earlier(None, &policy, now);
+                    }),
+                    Step::Bind(n, bound) => change(n, &|record| record.set_extras(|extras| {
+                        let principal = Principal { name: "ada".into(), note: "".into() };
+                        extras.principal = bound.then_some(principal);
+                    })),
+                    Step::End(n) => {
+                        let before = sessions.remove(&key(n));
+                        room.note(&key(n), before.as_deref(), None);
+                    }
+                    Step::Choose { wanted, spared, commits } => {
+                        let page = |from: &Row, max: usize| {
+                            let rows = sessions.iter().map(|(key, record)| (record.bucket, key.clone()));
+                            let rows: BTreeSet<Row> = rows.filter(|row| row >= from).collect();
+                            let next = rows.iter().nth(max).cloned();
+                            Ok((rows.into_iter().take(max).collect(), next))
+                        };
+                        let look = |found: &Key| match sessions.get(found) {
+                            _ if *found == key(spared) => Look::Spared,
+                            Some(record) if record.principal().is_none() => Look::Candidate(Arc::clone(record)),
+                            _ => Look::Gone,
+                        };
+                        let chosen = room.choose(wanted, &policy, page, look).expect("no disk");
+                        let may_go = sessions.iter().filter(|(found, record)| {
+                            **found != key(spared) && record.principal().is_none()
+                        });
+                        let mut order: Vec<_> =
+                            may_go.map(|(key, record)| (rank_of(record, &policy), key.clone())).collect();
+                        order.sort();
+                        let expected: Vec<Key> =
+                            order.into_iter().map(|(_, key)| key).take(wanted).collect();
+                        prop_assert_eq!(&chosen, &expected);
+                        for key in chosen.iter().filter(|_| commits) {
+                            let before = sessions.remove(key);
+                            room.note(key, before.as_deref(), None);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

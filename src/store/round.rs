@@ -310,7 +310,7 @@ impl<'a> Round<'a> {
         wanted: usize,
     ) -> Result<(), Error> {
         let room = self.rooms.remove(&id).filter(|room| room.is_of(policy_revision));
-        let mut room = room.unwrap_or_else(|| Room::new(policy_revision));
+        let mut room = room.unwrap_or_else(|| Room::new(policy_revision, room::PAGE));
         let ended: BTreeSet<&Place> = outcome.ends.iter().map(|(place, ..)| place).collect();
         let look = |key: &Key| {
             let place = (id, key.clone());
@@ -329,8 +329,8 @@ impl<'a> Round<'a> {
                 None => Look::Gone,
             }
         };
-        let page = |from: &Row| {
-            let (mut rows, next) = self.core.versions.filed(id, from, room::PAGE)?;
+        let page = |from: &Row, max| {
+            let (mut rows, next) = self.core.versions.filed(id, from, max)?;
             let is_here = |row: &Row| row >= from && next.as_ref().is_none_or(|next| row < next);
             let here = self.sessions.iter().filter(|((container, _), _)| *container == id);
             let row = |((_, key), session): (&Place, &Option<Arc<Record>>)| {
