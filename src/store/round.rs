@@ -46,7 +46,8 @@ pub(crate) struct Round<'a> {
     pub warnings: Vec<Event>,
     /// Who makes room in full containers.
     pub rooms: Rooms,
-    /// Whether sessions of a container may have expired, of those that were asked about.
+    /// Whether sessions of a container may have expired, for those that it was asked of: it takes a
+    /// look at the index.
     due: BTreeMap<ContainerId, bool>,
     pub started: usize,
     pub made: Vec<(Arc<str>, ContainerId)>,
@@ -281,9 +282,6 @@ impl<'a> Round<'a> {
         // What is due comes first.
         if self.is_anyone_due(&before, &policy)? {
             self.end_due(outcome, id, &policy, drafts, excess(outcome))?;
-            if excess(outcome) > 0 {
-                self.due.insert(id, false);
-            }
         }
         let mut allowed = limit;
         if policy.at_limit == AtLimit::EvictOldest && excess(outcome) > 0 {
