@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use proptest::prelude::*;
 use serde::{Deserialize, Deserializer};
 use sessile::{
     Attribute, Container, EndReason, Error, OnMismatch, Options, Policy, Resolution, Rule, Session,
@@ -40,11 +42,11 @@ fn constants_and_text_name_the_same_attribute() {
     let (_txn, session) = open(&store, &container);
     let owned = "count".to_owned();
     let shared: Arc<str> = "count".into();
-    let (lent, two, ada) = (&"count", 2, "Ada".to_owned());
+    let (lent, ada) = (&"count", "Ada".to_owned());
 
     session.insert(COUNT, 1).unwrap();
     assert_eq!(session.get::<u64>("count").unwrap(), Some(1));
-    session.insert(&COUNT, &two).unwrap();
+    session.insert(&COUNT, 2).unwrap();
     assert_eq!(session.get::<u64>(&owned).unwrap(), Some(2));
     session.insert(&owned, 3).unwrap();
     assert_eq!(session.get(&COUNT).unwrap(), Some(3));
@@ -65,6 +67,7 @@ fn constants_and_text_name_the_same_attribute() {
 
     session.insert(NAME, "Ada").unwrap();
     session.insert(NAME, &ada).unwrap();
+    session.insert(&NAME, &ada).unwrap();
     session.union(LIST, 2).unwrap();
     session.append(LIST, 1, 9).unwrap();
     assert_eq!(session.get(LIST).unwrap(), Some(vec![2, 1]));
@@ -311,6 +314,83 @@ fn a_flash_that_is_left_meanwhile_is_not_lost() {
     let (_txn, session) = open(&store, &container);
     assert!(matches!(session.flashes::<u64>(), Err(Error::Type { .. })));
     assert_eq!(session.flashes::<String>().unwrap().len(), 100);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin,
+    Flash,
+    Flashes,
+    Commit,
+    Abort,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::Begin),
+        3 => Just(Step::Flash),
+        2 => Just(Step::Flashes),
+        2 => Just(Step::Commit),
+        1 => Just(Step::Abort),
+    ]
+}
+
+/// A client with what it has left and been shown in its transaction.
+struct Client {
+    txn: Transaction,
+    session: Session,
+    left: Vec<usize>,
+    shown: Vec<usize>,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever interleaving of clients, and whatever rule: what a committed transaction left is shown by
+    /// exactly one committed transaction, or still waits.
+    #[test]
+    fn every_flash_is_shown_once(
+        steps in proptest::collection::vec((0..3usize, step()), 0..60),
+        rule in proptest::sample::select(vec![
+            Rule::Checked, Rule::LastWriter, Rule::FirstWriter, Rule::Append(5), Rule::Reject,
+        ]),
+    ) {
+        let (store, container) = store(Policy::new().default_rule(rule));
+        let mut clients = [None, None, None];
+        let (mut left, mut shown) = (BTreeSet::new(), Vec::new());
+        for (number, (who, step)) in steps.into_iter().enumerate() {
+            let client = &mut clients[who];
+            match (step, client.as_mut()) {
+                (Step::Begin, _) => {
+                    let (txn, session) = open(&store, &container);
+                    *client = Some(Client { txn, session, left: Vec::new(), shown: Vec::new() });
+                }
+                (Step::Abort, _) => *client = None,
+                (Step::Flash, Some(client)) => {
+                    client.session.flash(number).unwrap();
+                    client.left.push(number);
+                }
+                (Step::Flashes, Some(client)) => {
+                    client.shown.extend(client.session.flashes::<usize>().unwrap());
+                }
+                (Step::Commit, Some(_)) => {
+                    let Client { txn, left: its, shown: its_shown, .. } = client.take().unwrap();
+                    match txn.commit() {
+                        Ok(_) => {
+                            left.extend(its);
+                            shown.extend(its_shown);
+                        }
+                        Err(error) => prop_assert!(error.is_retryable(), "{}", error),
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+        let (_txn, session) = open(&store, &container);
+        shown.extend(session.flashes::<usize>().unwrap());
+        prop_assert_eq!(shown.len(), left.len(), "{:?} {:?}", shown, left);
+        prop_assert_eq!(shown.into_iter().collect::<BTreeSet<_>>(), left);
+    }
 }
 
 #[test]

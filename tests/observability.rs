@@ -169,7 +169,7 @@ fn what_happens_is_shown_and_secrets_are_not() {
 
     let (store, shop, clock) = open(false);
     let ada = SessionKey::from(CANARY);
-    assert_eq!(figures.described.lock().unwrap().len(), 8);
+    assert_eq!(figures.described.lock().unwrap().len(), 9);
     seen.take();
 
     // A session is created.
@@ -260,7 +260,7 @@ fn what_happens_is_shown_and_secrets_are_not() {
     all.extend(lines);
     assert_eq!(figures.counted("sessile_sessions_ended_total reason=expired"), 1);
     assert_eq!(figures.counted("sessile_sessions container=shop"), 0);
-    let lag = f64::from_bits(figures.counted("sessile_sweep_lag_seconds container=shop"));
+    let lag = f64::from_bits(figures.counted("sessile_sweep_lag_seconds"));
     assert_eq!(lag, 120.0); // it was due at 1,080
     for (outcome, count) in [("clean", 7), ("merged", 1), ("rejected", 1), ("retried", 2)] {
         let name = format!("sessile_commits_total outcome={outcome}");
@@ -270,6 +270,32 @@ fn what_happens_is_shown_and_secrets_are_not() {
     assert_eq!(durations.len(), 11);
     let loads = all.iter().filter(|line| line.contains("sessile.load")).count();
     assert_eq!(figures.samples("sessile_load_duration_seconds").len(), loads);
+
+    // Where they met is counted without the features, too.
+    let heat = store.heat().into_iter().map(|heat| (heat.attribute, heat.conflicts, heat.merges));
+    let named = |name: &str, conflicts, merges| (Some(name.to_owned()), conflicts, merges);
+    assert_eq!(heat.collect::<Vec<_>>(), [named("text", 3, 0), named("visits", 0, 1)]);
+
+    // A backup is made.
+    let directory = tempfile::tempdir().unwrap();
+    let stored = Options::new().sweep_every(None).open(directory.path().join("store")).unwrap();
+    seen.take();
+    let backup = stored.backup_to(directory.path().join("backup")).unwrap();
+    stored.backup_to(directory.path().join("backup")).unwrap_err();
+    let bytes = backup.bytes;
+    assert_eq!(
+        seen.take(),
+        [
+            &format!(
+                "DEBUG sessile.backup sessile.revision=0 sessile.sessions=0 sessile.bytes={bytes}"
+            ),
+            "DEBUG sessile.backup error.type=\"already_there\"",
+        ]
+    );
+    stored.sweep().unwrap();
+    let size = f64::from_bits(figures.counted("sessile_store_size_bytes"));
+    assert!(size > bytes as f64, "a backup has no log: {size} {bytes}");
+    all.extend(seen.take());
 
     // Nothing so far has said who it was.
     store.transact(create).unwrap();

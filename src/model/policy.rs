@@ -85,12 +85,12 @@ pub enum AtLimit {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnMismatch {
-    /// The call fails with [`Error::Type`](crate::Error::Type). The default.
+    /// The call fails with [`Error::Type`]. The default.
     #[default]
     Error,
     /// The attribute is removed, and the call finds it absent.
     Drop,
-    /// The session ends, and the call fails with [`Error::Ended`](crate::Error::Ended): its visitor
+    /// The session ends, and the call fails with [`Error::Ended`]: its visitor
     /// begins anew. [`Store::transact`](crate::Store::transact) runs its closure again, which then finds
     /// no session.
     NewSession,

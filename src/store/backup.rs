@@ -12,6 +12,7 @@ use crate::engine::embedded::disk::{Disk, LocalDisk};
 use crate::error::Error;
 use crate::model::container::ContainerState;
 use crate::store::chance::Chance;
+use crate::store::observe;
 use crate::store::whole::{Still, Whole, places};
 use crate::store::{Store, Viewer};
 
@@ -70,6 +71,13 @@ impl Store {
     /// [`Error::AlreadyThere`], also if somebody else makes a backup of that name; [`Error::Storage`].
     /// What is left of one that failed is removed by the next of its name.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<Backup, Error> {
+        let watch = observe::backup(&self.core);
+        let backup = self.make_backup(path.as_ref());
+        watch.backed_up(&backup);
+        backup
+    }
+
+    fn make_backup(&self, path: &Path) -> Result<Backup, Error> {
         let still = Still::durable(&self.core)?;
         let origin = Origin {
             revision: still.revision(),
@@ -78,7 +86,7 @@ impl Store {
             epoch: self.core.engine.epoch(),
         };
         let id = self.core.chance.session_id().0;
-        back_up(&still, Arc::clone(&self.core.disk), path.as_ref(), id, origin)
+        back_up(&still, Arc::clone(&self.core.disk), path, id, origin)
     }
 }
 

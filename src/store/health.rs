@@ -166,7 +166,7 @@ impl Core {
     }
 
     /// Since when the session has been expired that was the first to expire and has not ended.
-    fn overdue(&self, now: Time) -> Result<Option<Time>, Error> {
+    pub(crate) fn overdue(&self, now: Time) -> Result<Option<Time>, Error> {
         let snapshot = self.hold()?;
         let mut first = None;
         for state in self.versions.containers() {

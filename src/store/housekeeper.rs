@@ -75,10 +75,6 @@ fn sweep_container(core: &Core, id: ContainerId) -> Result<Swept, Error> {
         core.check_open()?;
         let (published, now) = (core.snapshots.published(), core.now().as_secs());
         let (rows, next) = core.versions.due(id, published, now, &start, most)?;
-        if start == first_row() {
-            let lag = rows.first().map_or(0, |(bucket, _)| now.saturating_sub(*bucket));
-            observe::sweep_lag(core, id, lag);
-        }
         from = next;
         // A page holds what is in memory too: no batch may stall the others.
         for rows in rows.chunks(most) {

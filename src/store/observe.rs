@@ -16,7 +16,8 @@
 
 use crate::engine;
 use crate::error::Error;
-use crate::model::container::{ContainerId, Place};
+use crate::model::container::Place;
+use crate::store::backup::Backup;
 use crate::store::commit::Intent;
 use crate::store::core::Core;
 use crate::store::courier::EndBatch;
@@ -81,6 +82,11 @@ pub(crate) fn commit(core: &Core, intent: &Intent) -> Watch {
 
 /// What has expired is being ended.
 pub(crate) fn sweep(core: &Core) -> Watch {
+    #[cfg(feature = "metrics")]
+    if let Ok(first) = core.overdue(core.now()) {
+        let lag = first.map_or(std::time::Duration::ZERO, |first| core.now().since(first));
+        metrics::gauge!("sessile_sweep_lag_seconds").set(lag.as_secs_f64());
+    }
     Watch {
         #[cfg(feature = "tracing")]
         span: tracing::debug_span!(
@@ -88,6 +94,23 @@ pub(crate) fn sweep(core: &Core) -> Watch {
             "sessile.sweep",
             sessile.examined = tracing::field::Empty,
             sessile.ended = tracing::field::Empty,
+            "error.type" = tracing::field::Empty,
+        ),
+        #[cfg(feature = "metrics")]
+        since: core.clock.elapsed(),
+    }
+}
+
+/// A backup is being made.
+pub(crate) fn backup(core: &Core) -> Watch {
+    Watch {
+        #[cfg(feature = "tracing")]
+        span: tracing::debug_span!(
+            target: "sessile",
+            "sessile.backup",
+            sessile.revision = tracing::field::Empty,
+            sessile.sessions = tracing::field::Empty,
+            sessile.bytes = tracing::field::Empty,
             "error.type" = tracing::field::Empty,
         ),
         #[cfg(feature = "metrics")]
@@ -150,9 +173,27 @@ impl Watch {
             }
         }
         #[cfg(feature = "metrics")]
-        for state in core.versions.containers() {
-            let name = state.name.to_string();
-            metrics::gauge!("sessile_sessions", "container" => name).set(state.count as f64);
+        {
+            for state in core.versions.containers() {
+                let name = state.name.to_string();
+                metrics::gauge!("sessile_sessions", "container" => name).set(state.count as f64);
+            }
+            metrics::gauge!("sessile_store_size_bytes").set(core.engine.file_bytes() as f64);
+        }
+    }
+
+    /// The backup is made.
+    pub(crate) fn backed_up(self, backup: &Result<Backup, Error>) {
+        #[cfg(feature = "tracing")]
+        match backup {
+            Ok(backup) => {
+                self.span.record("sessile.revision", backup.revision);
+                self.span.record("sessile.sessions", backup.sessions);
+                self.span.record("sessile.bytes", backup.bytes);
+            }
+            Err(error) => {
+                failed(&self.span, error);
+            }
         }
     }
 
@@ -182,15 +223,6 @@ pub(crate) fn published(started: usize, ended: &EndBatch) {
             let reason = reason.to_string();
             metrics::counter!("sessile_sessions_ended_total", "reason" => reason).increment(1);
         }
-    }
-}
-
-/// How long ago the first session that a sweep is about to look at was due.
-pub(crate) fn sweep_lag(core: &Core, id: ContainerId, secs: u64) {
-    #[cfg(feature = "metrics")]
-    for state in core.versions.containers().iter().filter(|state| state.id == id) {
-        let name = state.name.to_string();
-        metrics::gauge!("sessile_sweep_lag_seconds", "container" => name).set(secs as f64);
     }
 }
 
@@ -249,6 +281,7 @@ pub(crate) fn describe() {
         describe_counter!("sessile_sessions_ended_total", Count, "Sessions ended, by reason.");
         describe_counter!("sessile_commits_total", Count, "Transactions committed, by outcome.");
         describe_gauge!("sessile_sessions", Count, "Sessions that have not ended, by container.");
+        describe_gauge!("sessile_store_size_bytes", Bytes, "Files of the store.");
         describe_gauge!(
             "sessile_sweep_lag_seconds",
             Seconds,
