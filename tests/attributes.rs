@@ -105,6 +105,24 @@ fn the_rule_of_an_attribute_goes_before_that_of_the_policy() {
     assert_eq!(race(&plus(1), &|session| (plus(2)(session), plain(session)).1), Some(2));
 }
 
+/// What a transaction wrote, and at which of it somebody else was too.
+#[test]
+fn where_two_met_is_told() {
+    let (store, container) = store(Policy::new());
+    let ((one, ada), (two, same)) = (open(&store, &container), open(&store, &container));
+    ada.add(COUNT, 1).unwrap();
+    ada.insert("theirs", 1).unwrap();
+    same.add(COUNT, 1).unwrap();
+    same.insert(NAME, "Ada").unwrap();
+    one.commit().unwrap();
+    let merged = two.commit().unwrap().merged;
+    assert_eq!(merged[0].attributes, ["count", "name"]);
+    assert_eq!(merged[0].contended, ["count"]);
+    let heat = store.heat();
+    assert_eq!(heat.len(), 1);
+    assert_eq!((heat[0].attribute.as_deref(), heat[0].merges), (Some("count"), 1));
+}
+
 #[test]
 fn a_value_that_is_no_longer_expected_is_an_error() {
     let (store, container) = store(Policy::new());
