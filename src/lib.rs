@@ -103,11 +103,11 @@ pub use model::session::{CommitId, Revision, SessionId};
 pub use model::token::Token;
 pub use model::value::{Amount, Value};
 pub use store::{
-    AttributeHeat, Backup, Commit, Container, EndReason, EndedInfo, EndedSession, Entry, Event,
-    ExportOptions, Exported, Fate, Filter, Health, ImportOptions, Imported, Keys, ListenerError,
-    MergedSession, OnConflict, Options, PrincipalSession, Report, Savepoint, Session, Sessions,
-    Stats, Store, Swept, Transaction, Trouble, ViewedAttribute, ViewedContainer, ViewedSession,
-    ViewedSessions, Viewer,
+    AttributeHeat, Backup, Commit, Compacted, Container, EndReason, EndedInfo, EndedSession, Entry,
+    Event, ExportOptions, Exported, Fate, Filter, Health, ImportOptions, Imported, Keys,
+    ListenerError, MergedSession, OnConflict, Options, PrincipalSession, Report, Savepoint,
+    Session, Sessions, Stats, Store, Swept, Transaction, Trouble, ViewedAttribute, ViewedContainer,
+    ViewedSession, ViewedSessions, Viewer,
 };
 
 /// The format of the stores that this version makes and reads. It counts formats, not releases.

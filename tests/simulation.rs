@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use simulation_support::backups::{Left, Story};
 use simulation_support::chance::Chance;
+use simulation_support::compactions::{self, History};
 use simulation_support::disk::{Fault, FaultKind, Image, Op};
 use simulation_support::faults::{Remedy, Run};
 use simulation_support::rot::{self, Outcome, Rot, Victim};
@@ -112,6 +113,46 @@ fn failures_during_a_backup() {
                 Some(false) => suite.outcome("made all the same"),
                 None => {}
             }
+        },
+    );
+    suite.finish();
+}
+
+/// G-R8: the power is cut while the tables are compacted, and after, when the log is used again.
+#[test]
+fn power_cuts_during_a_compaction() {
+    let size = Size::get();
+    let test = "power_cuts_during_a_compaction";
+    let suite = Suite::new("G-R8", "power cuts during a compaction", test, size.of(20_000, 50_000));
+    type Found = (u64, (String, Vec<String>, Image));
+    let make = |send: &mut dyn FnMut(Found)| {
+        for seed in suite.seeds() {
+            let history = suite.case(seed, || "the store".to_owned(), || History::new(seed));
+            let Some(history) = history else { continue };
+            let images = history.cuts(2, &mut Chance::new(seed));
+            suite.count(images.len() as u64);
+            images.into_iter().for_each(|left| send((seed, left)));
+        }
+    };
+    suite.run(make, |(seed, (what, may_hold, image))| {
+        let verify = || compactions::verify(&may_hold, image, seed);
+        suite.case(seed, || what.clone(), verify);
+    });
+    suite.finish();
+}
+
+/// G-R8: an operation fails while the tables are compacted.
+#[test]
+fn failures_during_a_compaction() {
+    let size = Size::get();
+    let test = "failures_during_a_compaction";
+    let suite = Suite::new("G-R8", "failures during a compaction", test, size.of(3_000, 10_000));
+    suite.run(
+        |send: &mut dyn FnMut(u64)| suite.seeds().for_each(|seed| (suite.count(1), send(seed)).1),
+        |seed| match suite.case(seed, || "a failure".to_owned(), || compactions::fail(seed)) {
+            Some(true) => suite.outcome("failed"),
+            Some(false) => suite.outcome("done all the same"),
+            None => {}
         },
     );
     suite.finish();

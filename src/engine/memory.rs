@@ -93,6 +93,10 @@ impl Engine for Memory {
         Ok(())
     }
 
+    fn compact(&self) -> Result<(u64, u64), Error> {
+        Ok((0, 0))
+    }
+
     fn gauges(&self) -> Gauges {
         Gauges::default()
     }

@@ -200,6 +200,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Brings the view up to date, now.
     fn fold(&self) -> Result<(), Error>;
 
+    /// Gives back the space in its files that nothing lies in: how many bytes they had, and have.
+    fn compact(&self) -> Result<(u64, u64), Error>;
+
     fn gauges(&self) -> Gauges;
 
     /// What its files take up.

@@ -7,6 +7,7 @@ mod backup;
 mod chance;
 mod check;
 mod commit;
+mod compact;
 mod container;
 mod core;
 mod courier;
@@ -68,6 +69,7 @@ use crate::store::versions::Versions;
 use crate::threads;
 
 pub use backup::Backup;
+pub use compact::Compacted;
 pub use container::Container;
 pub use events::Event;
 pub use export::{ExportOptions, Exported};

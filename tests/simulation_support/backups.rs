@@ -36,7 +36,7 @@ fn options(disk: SimDisk, seed: u64) -> Options {
 pub(crate) type Left = (String, bool, Image);
 
 /// What a store holds: two of one digest hold the same.
-fn digest(store: &Store) -> Result<String, Error> {
+pub(crate) fn digest(store: &Store) -> Result<String, Error> {
     let exported = store.export(std::io::sink(), &ExportOptions::new())?;
     Ok(format!("{} sessions, {}", exported.sessions, exported.digest))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod chance;
+pub(crate) mod compactions;
 pub(crate) mod content;
 pub(crate) mod disk;
 mod disk_tests;

@@ -231,7 +231,7 @@ impl Directory {
         self.remove(CREATING)
     }
 
-    fn rename(&self, from: &OsStr, to: &OsStr) -> Result<(), Error> {
+    pub(super) fn rename(&self, from: &OsStr, to: &OsStr) -> Result<(), Error> {
         let file = self.path.join(from);
         self.disk.rename(&file, &self.path.join(to)).map_err(|error| at(&file, error))
     }

@@ -91,12 +91,44 @@ impl Shared {
         Ok(())
     }
 
+    /// Writes the tables again without the space that nothing lies in. Folds wait for it, commits as soon
+    /// as the log is full.
+    ///
+    /// Nothing is folded into the new file before its name is durable: after a power cut the old one
+    /// may be there again, and what was folded since is no more in the log.
+    pub(super) fn compact(&self) -> Result<(u64, u64), Error> {
+        let mut is_doubtful = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lock().closing {
+            return Err(Error::Closed);
+        }
+        self.look_after()?;
+        let compacted = self.tables.compact();
+        // Even after a failure: the file may have got its name.
+        *is_doubtful = true;
+        self.directory.sync()?;
+        *is_doubtful = false;
+        let sizes = compacted.inspect_err(|_| {
+            // It has its name and could not be opened: that is tried again.
+            if self.tables.is_closed() {
+                self.lock().unreadable = true;
+                self.changed.notify_all();
+            }
+        })?;
+        self.checkpoint()?;
+        Ok(sizes)
+    }
+
     fn front(&self) -> Option<Arc<Frozen>> {
         self.lock().frozen.front().cloned()
     }
 
     fn fold_one(&self, frozen: &Frozen) -> Result<(), Error> {
         let generation = &frozen.generation;
+        let mut is_doubtful = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_doubtful {
+            self.directory.sync()?;
+            *is_doubtful = false;
+        }
         self.look_after()?;
         self.tables.fold(&generation.sorted(), generation.containers.values(), |meta| {
             meta.folded = meta.folded.max(generation.last.0);

@@ -87,6 +87,9 @@ struct Shared {
     met: Arc<Met>,
     folds: AtomicU64,
     folding: AtomicBool,
+    /// Held while the tables' file is written: by a fold, or a compaction. True if it has a name that may
+    /// not be durable.
+    writing: Mutex<bool>,
     fold_failures: AtomicU64,
     recoveries: AtomicU64,
     /// How often there was an occasion to fold on the committer's thread.
@@ -266,6 +269,10 @@ impl Engine for Embedded {
 
     fn fold(&self) -> Result<(), Error> {
         self.shared.fold_all()
+    }
+
+    fn compact(&self) -> Result<(u64, u64), Error> {
+        self.shared.compact()
     }
 
     fn gauges(&self) -> Gauges {

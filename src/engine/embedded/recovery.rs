@@ -24,7 +24,7 @@ use super::generation::{Dated, Frozen, Generation};
 use super::log::{self, HEADER_BYTES, Header, Link, Log, Segment};
 use super::marker::StoreId;
 use super::records::{self, Meta, Replay};
-use super::tables::{Tables, TablesView};
+use super::tables::{self, Tables, TablesView};
 use super::{Met, Settings, Shared, State};
 use crate::engine::{Recovered, View};
 use crate::error::Error;
@@ -60,6 +60,8 @@ pub(super) fn open(
     directory: Arc<Directory>,
     settings: Settings,
 ) -> Result<(Shared, Recovered), Error> {
+    // Of a compaction that was cut off; mostly there is none.
+    let _ = directory.remove(tables::DATABASE_IN_THE_MAKING);
     let tables = open_tables(&directory, settings.verify)?;
     let met = Arc::<Met>::default();
     let meta = tables.meta()?;
@@ -170,6 +172,7 @@ pub(super) fn open(
         met,
         folds: 0.into(),
         folding: false.into(),
+        writing: Mutex::new(false),
         fold_failures: 0.into(),
         recoveries: 0.into(),
         occasions: 0.into(),

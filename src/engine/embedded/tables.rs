@@ -37,6 +37,8 @@ const CONTAINERS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("contai
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 pub(super) const DATABASE: &str = "sessions.redb";
+/// What a compaction writes before it is that.
+pub(super) const DATABASE_IN_THE_MAKING: &str = "sessions.redb.new";
 const META_STORE: &str = "store";
 
 /// How much of the file redb may keep in memory; its own default is a gibibyte.
@@ -45,6 +47,9 @@ const CACHE_BYTES: usize = 64 << 20;
 /// How many sessions one redb transaction writes: larger ones are cheaper for each session, and
 /// keep the disk from the commit log for longer at a time.
 const CHUNK: usize = 2_000;
+
+/// How many rows one copies where nobody waits for the disk.
+const COPIED: usize = 50_000;
 
 /// redb has an error type for each of its steps. Above this folder they all mean the same.
 macro_rules! storage {
@@ -93,7 +98,12 @@ pub(super) struct Tables {
 struct Open {
     database: Database,
     meta: Meta,
+    keeper: Arc<Keeper>,
 }
+
+/// Keeps a database whose place another has taken for as long as there are views of it.
+#[derive(Default)]
+struct Keeper(Mutex<Option<Database>>);
 
 impl Tables {
     /// Makes the tables of a new store.
@@ -189,7 +199,67 @@ impl Tables {
     }
 
     pub(super) fn view(&self, met: Arc<Met>) -> Result<TablesView, Error> {
-        self.with(|open| TablesView::of(&storage!(open.database.begin_read())?, met))
+        self.with(|open| {
+            let view = TablesView::of(&storage!(open.database.begin_read())?, met)?;
+            Ok(TablesView { _keeper: Some(Arc::clone(&open.keeper)), ..view })
+        })
+    }
+
+    /// Writes every row again, into a file that takes the place of the old one: how large that was and is.
+    /// Nothing is to be folded meanwhile, nor before the name of the new one is durable. Views of the old
+    /// one stay.
+    pub(super) fn compact(&self) -> Result<(u64, u64), Error> {
+        // Of an attempt that was cut off.
+        let _ = self.directory.remove(DATABASE_IN_THE_MAKING);
+        let compacted = self.copy().and_then(|new| self.exchange(new));
+        if compacted.is_err() {
+            let _ = self.directory.remove(DATABASE_IN_THE_MAKING);
+        }
+        compacted.map_err(|error| match error {
+            Error::Closed => reopened(),
+            error => error,
+        })
+    }
+
+    /// A new file with the same rows, but without `meta`.
+    fn copy(&self) -> Result<Database, Error> {
+        let old = self.with(|open| storage!(open.database.begin_read()))?;
+        guarded(|| {
+            let new =
+                open(self.directory.open_file(DATABASE_IN_THE_MAKING, Access::Create)?, false)?;
+            copy_rows(&old, &new, SESSIONS)?;
+            copy_rows(&old, &new, BUCKETS)?;
+            copy_rows(&old, &new, CONTAINERS)?;
+            Ok(new)
+        })
+    }
+
+    fn exchange(&self, mut new: Database) -> Result<(u64, u64), Error> {
+        let len = |name| {
+            let file = self.directory.open_file(name, Access::Read)?;
+            file.len().map_err(|error| self.directory.failed(name, error))
+        };
+        let mut current = self.guard();
+        let meta = current.as_ref().ok_or(Error::Closed)?.meta.clone();
+        guarded(|| {
+            let txn = begin_write(&new)?;
+            put_meta(&txn, &meta)?;
+            storage!(txn.commit())?;
+            // There is hardly anything to move; but the end of the file is cut off.
+            storage!(new.compact().map_err(redb::Error::from))?;
+            storage!(new.close())
+        })?;
+        let file = self.directory.open_file(DATABASE_IN_THE_MAKING, Access::Write)?;
+        file.sync().map_err(|error| self.directory.failed(DATABASE_IN_THE_MAKING, error))?;
+        let sizes = (len(DATABASE)?, len(DATABASE_IN_THE_MAKING)?);
+        self.directory.rename(DATABASE_IN_THE_MAKING.as_ref(), DATABASE.as_ref())?;
+        let old = current.take();
+        if let Some(Open { database, keeper, .. }) = old {
+            *keeper.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        }
+        // If it cannot be opened now, that is tried again.
+        *current = Some(guarded(|| Open::of(&self.directory, false))?);
+        Ok(sizes)
     }
 
     pub(super) fn close(&self) -> Result<(), Error> {
@@ -216,7 +286,7 @@ impl Open {
         }
         let database = open(directory.open_file(DATABASE, Access::Write)?, check)?;
         let meta = read_meta(&storage!(database.begin_read())?)?;
-        Ok(Open { database, meta })
+        Ok(Open { database, meta, keeper: Arc::default() })
     }
 }
 
@@ -277,6 +347,34 @@ pub(super) fn refusal(error: redb::DatabaseError) -> Error {
             Error::Corrupt { table: DATABASE, reason: "it is no redb database".to_owned() }
         }
         error => storage_error(redb::Error::from(error)),
+    }
+}
+
+fn reopened() -> Error {
+    Error::storage(io::Error::other("the tables were opened again meanwhile"))
+}
+
+/// Copies a table, whatever is in its rows.
+fn copy_rows<K: redb::Key + 'static, V: redb::Value + 'static>(
+    old: &ReadTransaction,
+    new: &Database,
+    table: TableDefinition<'_, K, V>,
+) -> Result<(), Error> {
+    let old = storage!(old.open_table(table))?;
+    let mut rows = storage!(old.iter())?.peekable();
+    loop {
+        let txn = begin_write(new)?;
+        {
+            let mut table = storage!(txn.open_table(table))?;
+            for row in rows.by_ref().take(COPIED) {
+                let (key, value) = storage!(row)?;
+                storage!(table.insert(key.value(), value.value()))?;
+            }
+        }
+        storage!(txn.commit())?;
+        if rows.peek().is_none() {
+            return Ok(());
+        }
     }
 }
 
@@ -350,6 +448,8 @@ pub(super) struct TablesView {
     pub buckets: ReadOnlyTable<(u32, u64, &'static [u8]), ()>,
     ended: AtomicBool,
     met: Arc<Met>,
+    // Last, for what is above reads from it.
+    _keeper: Option<Arc<Keeper>>,
 }
 
 impl TablesView {
@@ -359,6 +459,7 @@ impl TablesView {
             buckets: storage!(txn.open_table(BUCKETS))?,
             ended: AtomicBool::new(false),
             met,
+            _keeper: None,
         })
     }
 
@@ -367,9 +468,7 @@ impl TablesView {
         let failed = |error| {
             self.ended.store(true, Ordering::Release);
             match error {
-                Error::Closed => {
-                    Error::storage(io::Error::other("the tables were opened again meanwhile"))
-                }
+                Error::Closed => reopened(),
                 Error::Storage(_) => {
                     self.met.failure();
                     error
