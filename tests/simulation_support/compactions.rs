@@ -24,7 +24,7 @@ fn options(disk: SimDisk, seed: u64) -> Options {
     let clock = ManualClock::new(START);
     let options = Options::new().disk(disk).clock(clock).sweep_every(None).seed(seed);
     // The log is small, so that segments are used again soon.
-    options.segment_bytes(8 << 10).fold_inline(0)
+    options.segment_bytes(8 << 10).fold_inline(1 + seed % 5)
 }
 
 fn change(store: &Store, chance: &mut Chance) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use sessile::{Error, Key, Time, ViewedSession, Viewer};
 
 use crate::Answer;
+use crate::filters::Filters;
 use crate::format::{self, hex, json_line, plural, printable, relative, size, thousands, utc};
 use crate::store::{self, Source, time_json};
 use crate::table::{self, Cell};
@@ -19,6 +20,8 @@ the keys. Listing a session is no access: it lives no longer by it.
 
 Examples:
   sessile ls ./sessions --container visitors --limit 20
+  sessile ls ./sessions --principal ada --idle 12h
+  sessile ls ./sessions --has cart --where country=de
   sessile ls ./sessions --expired        what awaits the sweep
   sessile ls ./sessions | cut -f2        the fingerprints";
 
@@ -27,21 +30,16 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     source: Source,
 
-    /// Only the sessions of this container.
-    #[arg(long, value_name = "NAME")]
-    container: Option<String>,
-
     /// No more than so many.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Those that have expired and are not swept yet, instead of the live ones.
-    #[arg(long)]
-    expired: bool,
-
     /// Show the keys.
     #[arg(long)]
     reveal: bool,
+
+    #[command(flatten)]
+    filters: Filters,
 }
 
 pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
@@ -52,8 +50,16 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
         page.lines(json_list("sessions", sessions))?;
         return Ok(Answer::Yes);
     }
-    const NAMES: [&str; 7] =
-        ["container", "session", "created", "accessed", "expires", "attributes", "bytes"];
+    const NAMES: [&str; 8] = [
+        "container",
+        "session",
+        "created",
+        "accessed",
+        "expires",
+        "attributes",
+        "bytes",
+        "principal",
+    ];
     table::print(page, &NAMES, listed.iter().map(|session| session.cells(now)))?;
     if page.is_terminal() {
         page.line(plural(listed.len() as u64, "session", "sessions"))?;
@@ -63,21 +69,18 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
 
 impl Arguments {
     fn read(&self, viewer: &Viewer) -> Result<(Time, Vec<Listed>), Error> {
-        let now = store::now(viewer.store());
-        let names = store::containers(viewer, self.container.as_ref());
+        let now = viewer.now();
+        let names = store::containers(viewer, self.filters.container.as_ref());
         let limit = self.limit.unwrap_or(usize::MAX);
         let mut listed = Vec::new();
         for name in names {
-            let sessions = viewer.sessions(&name)?;
+            let sessions = viewer.find(&name, self.filters.filter(), now)?;
             let name: Arc<str> = name.into();
             for session in sessions {
                 if listed.len() == limit {
                     return Ok((now, listed));
                 }
-                let session = session?;
-                if session.is_expired(now) == self.expired {
-                    listed.push(Listed::of(&name, &session, self.reveal));
-                }
+                listed.push(Listed::of(&name, &session?, self.reveal));
             }
         }
         Ok((now, listed))
@@ -94,6 +97,7 @@ pub(crate) struct Listed {
     last_accessed: Time,
     last_modified: Option<Time>,
     expires: Option<Time>,
+    principal: Option<String>,
     revision: u64,
     attributes: usize,
     bytes: usize,
@@ -109,6 +113,7 @@ impl Listed {
             last_accessed: session.last_accessed(),
             last_modified: session.last_modified(),
             expires: session.expires(),
+            principal: session.principal().map(str::to_owned),
             revision: session.revision().get(),
             attributes: session.attribute_count(),
             bytes: session.bytes(),
@@ -133,6 +138,7 @@ impl Listed {
             time_cell(self.expires, now),
             Cell::figure(thousands(self.attributes as u64), self.attributes),
             Cell::figure(size(self.bytes as u64), self.bytes),
+            Cell::text(self.principal.as_deref().unwrap_or_default()),
         ]
     }
 
@@ -143,6 +149,8 @@ impl Listed {
             ("session", Cell::text(&self.fingerprint)),
         ];
         facts.extend(self.key.as_ref().map(|key| ("key", Cell::text(&format::key(key)))));
+        let principal = self.principal.as_ref();
+        facts.extend(principal.map(|principal| ("principal", Cell::text(principal))));
         facts.extend([
             ("revision", Cell::both(format_args!("r{}", self.revision), self.revision)),
             ("created", time_cell(self.created, now)),
@@ -162,6 +170,7 @@ impl Listed {
             "last_modified": time_json(self.last_modified),
             "expires": time_json(self.expires),
             "expired": self.expires.is_some_and(|expires| expires <= now),
+            "principal": self.principal,
             "revision": self.revision,
             "attribute_count": self.attributes,
             "bytes": self.bytes,

@@ -4,9 +4,14 @@
 //! alike. What a command found goes to stdout, talk and progress go to stderr. A reader that has
 //! seen enough (`sessile demo | head`) ends the command quietly.
 
+mod backup;
 mod check;
+mod compact;
 mod demo;
+mod export;
+mod filters;
 mod format;
+mod import;
 mod ls;
 mod show;
 mod stats;
@@ -26,8 +31,9 @@ static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (store format {})", env!("CARGO_PKG_VERSION"), sessile::FORMAT));
 
 const EXAMPLES: &str = "\
-A store may be closed, in use, or left behind by a process that died: stats, ls, show and check look
-into it all the same, and change nothing. In a pipe they print fields separated by tabs.
+A store may be closed, in use, or left behind by a process that died: stats, ls, show, check, export
+and backup look into it all the same, and change nothing. Only import and compact change a store, and
+only one that is not in use. In a pipe fields are separated by tabs.
 
 Examples:
   sessile demo                a tour on a temporary store, over in seconds
@@ -35,12 +41,14 @@ Examples:
   sessile ls ./sessions       which
   sessile show ./sessions 9f3a --reveal
   sessile check ./sessions    whether everything in it is as it should be
+  sessile backup ./sessions ./backups/monday
+  sessile export ./sessions --has cart | jq .data
 
 Exit codes:
     0  done
     1  the answer is no: a problem, no such session or several, the demo lost something
     2  the command line is wrong
-    3  the store changes too fast to be looked at
+    3  the store is in use, or changes too fast to be looked at
     4  not a sessile store, or of a format that this version does not know
     6  reading, writing or something else failed
   130  interrupted";
@@ -83,6 +91,22 @@ enum Command {
     /// Checks a store: does everything in it say the same?
     #[command(after_help = check::HELP)]
     Check(store::Source),
+
+    /// Makes a copy of a store that is a store: one committed state, of one in use too.
+    #[command(after_help = backup::HELP)]
+    Backup(backup::Arguments),
+
+    /// Writes sessions as lines of JSON, with all that is theirs.
+    #[command(after_help = export::HELP)]
+    Export(export::Arguments),
+
+    /// Takes in what was exported.
+    #[command(after_help = import::HELP)]
+    Import(import::Arguments),
+
+    /// Gives space that a store does not need back to the disk.
+    #[command(after_help = compact::HELP)]
+    Compact(store::Source),
 }
 
 /// How a command that ran to its end has ended.
@@ -101,6 +125,10 @@ fn main() -> ExitCode {
         Command::Ls(arguments) => ls::run(&mut page, arguments),
         Command::Show(arguments) => show::run(&mut page, arguments),
         Command::Check(source) => check::run(&mut page, source),
+        Command::Backup(arguments) => backup::run(&mut page, arguments),
+        Command::Export(arguments) => export::run(&mut page, arguments),
+        Command::Import(arguments) => import::run(&mut page, arguments),
+        Command::Compact(source) => compact::run(&mut page, source),
     };
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
@@ -116,6 +144,9 @@ fn main() -> ExitCode {
 
 /// Whether the failure is that the reader of our output has gone.
 fn nobody_reads(error: &anyhow::Error) -> bool {
-    let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_pipe))
+    let kind = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(error) => store::os_error(error),
+        None => cause.downcast_ref().map(io::Error::kind),
+    };
+    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }

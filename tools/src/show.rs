@@ -93,7 +93,7 @@ struct Found {
 impl Arguments {
     /// The sessions of this key; or else those whose fingerprint begins so.
     fn read(&self, viewer: &Viewer) -> Result<(Time, Vec<Found>), Error> {
-        let now = store::now(viewer.store());
+        let now = viewer.now();
         let names = store::containers(viewer, self.container.as_ref());
         let found = |name: &str, session: &ViewedSession| Found {
             listed: Listed::of(&Arc::from(name), session, self.reveal),

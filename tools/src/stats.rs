@@ -70,7 +70,7 @@ struct Spread {
 impl Stats {
     fn read(viewer: &Viewer) -> Result<Self, Error> {
         let store = viewer.store().clone();
-        let now = store::now(&store);
+        let now = viewer.now();
         let mut total = Figures::default();
         let mut containers = Vec::new();
         for container in viewer.containers() {

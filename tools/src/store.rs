@@ -1,13 +1,12 @@
 //! What the commands that look into a store have in common.
 
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value as Json, json};
-use sessile::{Clock, Error, StoreState, SystemClock, Time, ViewedStore, Viewer};
+use sessile::{Error, Options, Store, StoreState, Time, Viewer};
 
 use crate::format::utc;
 
@@ -45,17 +44,24 @@ pub(crate) fn again_if_busy<T>(look: impl Fn() -> Result<T, Error>) -> Result<T,
     }
 }
 
+/// Opens a store to change it. One that is not there is not made.
+pub(crate) fn change(path: &Path) -> Result<Store, Error> {
+    again_if_busy(|| Viewer::open(path))?;
+    change_or_create(path)
+}
+
+/// The same, but it is made if it is not there. What has expired is left to its application, which may
+/// have somebody to tell of it.
+pub(crate) fn change_or_create(path: &Path) -> Result<Store, Error> {
+    Options::new().sweep_every(None).open(path)
+}
+
 /// The names of the containers to look into: this one, or all.
 pub(crate) fn containers(viewer: &Viewer, only: Option<&String>) -> Vec<String> {
     match only {
         Some(name) => vec![name.clone()],
         None => viewer.containers().into_iter().map(|container| container.name).collect(),
     }
-}
-
-/// The time by which sessions are judged. The store's own never goes back.
-pub(crate) fn now(store: &ViewedStore) -> Time {
-    SystemClock::new().wall().max(store.time)
 }
 
 /// Whether somebody has the store open, in a few words.
@@ -93,14 +99,24 @@ pub(crate) fn time_json(time: impl Into<Option<Time>>) -> Json {
     time.into().map(utc).into()
 }
 
+/// What the operating system said, if the storage failed because of it.
+pub(crate) fn os_error(error: &Error) -> Option<io::ErrorKind> {
+    let Error::Storage(cause) = error else { return None };
+    // Behind the pointer: the error that it is to is not what `source` gives.
+    cause.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
 /// The exit code of a failure, and what to do next.
 pub(crate) fn advice(error: &anyhow::Error) -> (u8, Option<&'static str>) {
-    let is_denied = |error: &Error| {
-        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
-    };
+    let is_denied = |error: &Error| os_error(error) == Some(io::ErrorKind::PermissionDenied);
     match error.downcast_ref::<Error>() {
         Some(Error::Busy { .. }) => (3, Some("try again; nothing is wrong with it")),
+        Some(Error::AlreadyOpen { .. }) => (
+            3,
+            Some("only one process may change a store; stats, ls, show, export and backup work"),
+        ),
+        Some(Error::AlreadyThere { .. }) => (6, Some("name a directory that is not there yet")),
+        Some(Error::Exists { .. }) => (6, Some("`--on-conflict` says what to do then")),
         Some(Error::NotAStore { .. }) => {
             (4, Some("name the directory that the application opens as its store"))
         }

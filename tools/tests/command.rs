@@ -85,7 +85,7 @@ fn every_help_has_examples() {
         assert!(help.contains("xit code"), "{help}");
         assert_eq!(status.code(), Some(0));
     }
-    for command in ["stats", "ls", "show", "check"] {
+    for command in ["stats", "ls", "show", "check", "backup", "export", "import", "compact"] {
         let Output { status, stdout, .. } = run(&["help", command]);
         let help = String::from_utf8(stdout).unwrap();
         assert!(help.contains(&format!("Examples:\n  sessile {command} ")), "{help}");
