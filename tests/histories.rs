@@ -202,9 +202,10 @@ impl World {
                     Ok(report) => {
                         let ended = report.ended.iter().map(|end| (&end.key, end.reason));
                         let ended: Vec<_> = ended.collect();
-                        format!("{} {:?} {ended:?}", report.revision, report.merged)
+                        let merged = report.merged.iter().map(|it| (&it.key, &it.attributes));
+                        format!("{:?} {ended:?}", merged.collect::<Vec<_>>())
                     }
-                    Err(error) => error.to_string(),
+                    Err(error) => without_revisions(&error),
                 }
             }
             Action::Abort => String::new(),
@@ -213,7 +214,7 @@ impl World {
                 self.clients[client] = Some(it);
                 match said {
                     Ok(said) => said,
-                    Err(error) => error.to_string(),
+                    Err(error) => without_revisions(&error),
                 }
             }
         }
@@ -254,6 +255,13 @@ impl World {
         ended.sort();
         assert_eq!(ended, self.committed.into_iter().collect::<Vec<_>>(), "ends told");
     }
+}
+
+/// What an error says. Revisions differ: ends are acknowledged by commits of the store's own, when their
+/// listeners have returned.
+fn without_revisions(error: &Error) -> String {
+    let text = error.to_string();
+    text.split(" (read at ").next().unwrap_or_default().to_owned()
 }
 
 /// One step inside a transaction.
