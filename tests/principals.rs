@@ -4,6 +4,7 @@
 //! promises that a user reads, one each.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

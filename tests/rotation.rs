@@ -8,6 +8,7 @@
 //! generation has ended once, for the right reason.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

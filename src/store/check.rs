@@ -12,7 +12,10 @@ use crate::engine::embedded::check::{Checked, Problem};
 use crate::engine::embedded::viewing::StoreState;
 use crate::error::Error;
 use crate::model::clock::Time;
+use crate::model::container::{ContainerId, Kind};
 use crate::model::key::Key;
+use crate::model::principals;
+use crate::model::session::Record;
 use crate::model::timeslice::NEVER;
 use crate::store::Store;
 use crate::store::pinned::{Pinned, Row, first_row, walk};
@@ -133,8 +136,53 @@ pub(crate) fn check_meaning(whole: &impl Whole, checked: &mut Checked) -> Result
             }
             Ok(ControlFlow::Continue(()))
         })?;
+        check_principals(whole, state.id, &name(), checked)?;
     }
     Ok(())
+}
+
+/// Compares sessions with the rows of their principals, both ways.
+fn check_principals(
+    whole: &impl Whole,
+    id: ContainerId,
+    name: &str,
+    checked: &mut Checked,
+) -> Result<(), Error> {
+    let is_of = |record: &Record, principal: &[u8]| {
+        record.principal().is_some_and(|p| p.name.as_bytes() == principal)
+    };
+    // A session is in one row at the most that is its own. So if as many are as have a principal, all
+    // are.
+    let (mut bound, mut listed) = (0, 0);
+    whole.each(id.of(Kind::Principals), &mut |principal, row| {
+        for (key, session) in principals::sessions(&row) {
+            let stored = whole.read(&(id, key.clone()))?.filter(|stored| stored.id == session);
+            if stored.is_some_and(|stored| is_of(&stored, principal.as_bytes())) {
+                listed += 1;
+            } else {
+                let (container, session) = (name.to_owned(), key.fingerprint());
+                checked.note(Problem::Mislisted { container, session });
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    whole.each(id, &mut |_, record| {
+        bound += u64::from(record.principal().is_some());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    if bound == listed {
+        return Ok(());
+    }
+    whole.each(id, &mut |key, record| {
+        let Some(principal) = record.principal() else { return Ok(ControlFlow::Continue(())) };
+        let row = whole.read(&principals::place(id, &principal.name))?;
+        let mut sessions = row.iter().flat_map(|row| principals::sessions(row));
+        if !sessions.any(|session| session == (key.clone(), record.id)) {
+            let (container, session) = (name.to_owned(), key.fingerprint());
+            checked.note(Problem::Unlisted { container, session });
+        }
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 #[cfg(test)]
@@ -145,21 +193,25 @@ mod tests {
     use crate::engine::embedded::backup::{Backup, Origin};
     use crate::engine::embedded::disk::LocalDisk;
     use crate::engine::{Found, View};
-    use crate::model::container::{ContainerId, ContainerState, Place};
+    use crate::model::container::{ContainerState, Place};
     use crate::model::policy::Policy;
-    use crate::model::session::{Record, Revision, SessionId};
+    use crate::model::session::{Principal, Revision, SessionId};
 
     /// A store in which the records are these, and its container says that it has `count`.
     fn store(records: &[(&str, u64)], count: u64) -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("store");
-        let backup = Backup::begin(Arc::new(LocalDisk), &path, 1).unwrap();
         let row = |&(key, bucket): &(&str, u64)| {
             let (slice_end, id) = (Time::from_secs(4_000_000_000), SessionId(bucket.into()));
             let record = Record { id, slice_end, bucket, ..Record::default() };
             ((ContainerId(1), Key::from(key)), Arc::new(record))
         };
-        backup.put(&records.iter().map(row).collect::<Vec<_>>()).unwrap();
+        made(&records.iter().map(row).collect::<Vec<_>>(), count)
+    }
+
+    fn made(rows: &[(Place, Arc<Record>)], count: u64) -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let backup = Backup::begin(Arc::new(LocalDisk), &path, 1).unwrap();
+        backup.put(rows).unwrap();
         let state = ContainerState {
             id: ContainerId(1),
             name: "visitors".into(),
@@ -194,6 +246,50 @@ mod tests {
             assert_eq!((checked.problems, checked.more_problems), (problems.clone(), 0));
             let rows = records.len() as u64;
             assert_eq!((checked.records, checked.index_rows, checked.containers), (rows, rows, 1));
+            let outside = crate::Viewer::check(directory.path().join("store")).unwrap();
+            assert_eq!(outside.problems, problems);
+        }
+    }
+
+    #[test]
+    fn rows_of_principals_that_do_not_agree_are_found() {
+        let id = ContainerId(1);
+        let session = |key: &str, number, principal: Option<&str>| {
+            let slice_end = Time::from_secs(4_000_000_000);
+            let mut record =
+                Record { id: SessionId(number), slice_end, bucket: 5, ..Record::default() };
+            record.set_extras(|extras| {
+                let of = |name: &str| Principal { name: name.into(), note: "".into() };
+                extras.principal = principal.map(of);
+            });
+            ((id, Key::from(key)), Arc::new(record))
+        };
+        let row = |principal: &str, sessions: &[(&str, u128)]| {
+            let bound = |&(key, number): &(&str, u128)| (key.into(), Some(SessionId(number)));
+            let bindings = sessions.iter().map(bound).collect();
+            let row = principals::edited(None, bindings, Revision(1), Time::default());
+            (principals::place(id, principal), Arc::new(row.expect("it has sessions")))
+        };
+        let sessions = || {
+            let (a, b) = (session("a", 1, Some("ada")), session("b", 2, Some("ada")));
+            vec![a, b, session("c", 3, None)]
+        };
+        let of = |key| ("visitors".to_owned(), Key::from(key).fingerprint());
+        let unlisted = |(container, session)| Problem::Unlisted { container, session };
+        let mislisted = |(container, session)| Problem::Mislisted { container, session };
+        for (rows, problems) in [
+            (vec![row("ada", &[("a", 1), ("b", 2)])], vec![]),
+            (vec![row("ada", &[("a", 1)])], vec![unlisted(of("b"))]),
+            (vec![row("ada", &[("a", 1), ("b", 4)])], vec![mislisted(of("b")), unlisted(of("b"))]),
+            (vec![row("ada", &[("a", 1), ("b", 2), ("c", 3)])], vec![mislisted(of("c"))]),
+            (
+                vec![row("ada", &[("a", 1), ("b", 2)]), row("bob", &[("b", 2), ("x", 1)])],
+                vec![mislisted(of("b")), mislisted(of("x"))],
+            ),
+        ] {
+            let rows: Vec<_> = sessions().into_iter().chain(rows).collect();
+            let (directory, store) = made(&rows, 3);
+            assert_eq!(store.check().unwrap().problems, problems);
             let outside = crate::Viewer::check(directory.path().join("store")).unwrap();
             assert_eq!(outside.problems, problems);
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::engine::embedded::viewing::Viewing;
 use crate::error::Error;
 use crate::model::clock::{Clock as _, SystemClock, Time};
-use crate::model::container::{ContainerId, ContainerState, Kind};
+use crate::model::container::{ContainerId, ContainerState, Kind, Place};
 use crate::model::key::Key;
 use crate::model::session::{Record, Revision};
 use crate::store::core::Core;
@@ -36,6 +36,9 @@ pub(crate) trait Whole {
 
     /// Sessions, or the store's own notes, from a key on.
     fn page(&self, id: ContainerId, from: &Key) -> Result<Page, Error>;
+
+    /// One session, or note.
+    fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error>;
 
     /// How many sessions are absent because their records are damaged, as far as was read.
     fn damaged(&self) -> u64;
@@ -126,6 +129,13 @@ impl Whole for Still<'_> {
         }
     }
 
+    fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        match self.pinned.get(&place.0) {
+            Some(pinned) => pinned.read(place.0, &place.1),
+            None => Ok(None),
+        }
+    }
+
     fn damaged(&self) -> u64 {
         self.core.engine.gauges().damaged
     }
@@ -146,6 +156,10 @@ impl Whole for Viewing {
 
     fn page(&self, id: ContainerId, from: &Key) -> Result<Page, Error> {
         Viewing::page(self, id, from, PAGE)
+    }
+
+    fn read(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        Viewing::read(self, place)
     }
 
     fn damaged(&self) -> u64 {

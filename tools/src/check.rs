@@ -96,6 +96,8 @@ fn problem_json(problem: &Problem) -> Json {
         Problem::Record { container, session: s } => session("record", container, s),
         Problem::Unfiled { container, session: s } => session("unfiled", container, s),
         Problem::Stray { container, session: s } => session("stray", container, s),
+        Problem::Unlisted { container, session: s } => session("unlisted", container, s),
+        Problem::Mislisted { container, session: s } => session("mislisted", container, s),
         Problem::Late { container, session: s } => session("late", container, s),
         Problem::Count { container, noted, found } => {
             json!({ "kind": "count", "container": container, "noted": noted, "found": found })

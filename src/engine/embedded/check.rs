@@ -83,6 +83,20 @@ pub enum Problem {
         /// The fingerprint of the session's key.
         session: String,
     },
+    /// A session is not in the row of its principal: who ends all sessions of that one misses it.
+    Unlisted {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+    },
+    /// The row of a principal has a session that there is not, or that is somebody else's.
+    Mislisted {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+    },
     /// A container says that it has more sessions, or fewer, than there are.
     Count {
         /// The name of the container.
@@ -118,6 +132,12 @@ impl fmt::Display for Problem {
                     f,
                     "session {session} of {container:?}: it is filed too late in the expiry index"
                 )
+            }
+            Problem::Unlisted { container, session } => {
+                write!(f, "session {session} of {container:?}: it is not in its principal's row")
+            }
+            Problem::Mislisted { container, session } => {
+                write!(f, "session {session} of {container:?}: a principal has it who should not")
             }
             Problem::Count { container, noted, found } => {
                 write!(f, "{container:?} says that it has {noted} sessions, and it has {found}")
