@@ -48,6 +48,9 @@
 //!   unless a [`Rule`] or a resolver knows better.
 //! - **An ended session never comes back.** Whoever writes to it gets a conflict; its touches are
 //!   dropped; a session that is created under its key later is another one.
+//! - **A session that is given another key is valid under exactly one of them**, at any moment and after
+//!   any crash: [`Session::rotate`]. All sessions of a user [end together](Transaction::end_all_of), those
+//!   of a login that came a moment before too.
 //! - **A snapshot never changes**, whatever is committed while it lives, scans included.
 //! - **What was acknowledged is durable**, and nothing is visible before it is, unless the policy says
 //!   [`Durability::Relaxed`]; when a session was last used is always noted so. If the storage fails in the middle of a commit, that is said
