@@ -65,7 +65,7 @@ pub enum Error {
 
     /// A limit of the container's policy. Nothing was written, and the transaction stays usable:
     /// end sessions, store less, or raise the setting, which the message names.
-    #[error("the limit of {max} {limit} is reached {}", set_by(*.limit))]
+    #[error("the limit of {max} {limit} is reached{}", set_by(*.limit))]
     Limit {
         /// Which limit.
         limit: LimitKind,

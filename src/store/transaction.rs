@@ -128,7 +128,7 @@ impl Transaction {
             return Err(taken());
         }
         if let Some(forward) = self.workspace.forward(&place)? {
-            self.tell_of_rotated(&place, &forward)?;
+            self.is_over(&place, &forward)?;
             let (container, session) = (container.name.to_string(), place.1.fingerprint());
             return Err(Error::RotatedKey { container, session });
         }
@@ -588,8 +588,7 @@ impl Transaction {
             let Some(forward) = forward.filter(|f| wanted.is_none_or(|id| f.from == id)) else {
                 return Ok(None);
             };
-            if forward.grace <= self.workspace.door.now() {
-                self.tell_of_rotated(&place, &forward)?;
+            if self.is_over(&place, &forward)? {
                 return Ok(None);
             }
             (place.1, wanted) = (forward.key, Some(forward.id));
@@ -597,14 +596,18 @@ impl Transaction {
         Ok(None)
     }
 
-    /// Somebody has come with a key that was given up: once in a transaction it is told.
-    fn tell_of_rotated(&self, place: &Place, forward: &Forward) -> Result<(), Error> {
+    /// Whether somebody has come too late with a key that was given up: once in a transaction that is
+    /// told.
+    fn is_over(&self, place: &Place, forward: &Forward) -> Result<bool, Error> {
+        if self.workspace.door.now() < forward.grace {
+            return Ok(false);
+        }
         let container = self.workspace.container(place.0)?.name.to_string();
         if !std::mem::replace(&mut self.workspace.lock()?.told_of_rotated, true) {
             let session = forward.key.fingerprint();
             self.workspace.door.event(&Event::RotatedKeyUsed { container, session });
         }
-        Ok(())
+        Ok(true)
     }
 
     fn place(&self, container: &Container, key: impl Into<Key>) -> Result<Place, Error> {

@@ -15,11 +15,10 @@ pub(crate) fn policy(policy: Policy, settings: &[&str]) -> Policy {
             "warn" => policy.warn_secs(number(value)),
             "period" => policy.period_secs(number(value)),
             "limit" => policy.limit(number(value)),
-            "at_limit" => policy.at_limit(match value {
-                "Reject" => AtLimit::Reject,
-                "EvictOldest" => AtLimit::EvictOldest,
-                _ => panic!("no such thing to do at a limit: {value}"),
-            }),
+            "at_limit" => policy.at_limit(at_limit(value)),
+            "principal_limit" => policy.principal_limit(number(value)),
+            "at_principal_limit" => policy.at_principal_limit(at_limit(value)),
+            "grace" => policy.rotation_grace_secs(number(value)),
             "depth" => policy.depth_max(number(value) as usize),
             "bytes" => policy.session_bytes_max(number(value) as usize),
             "attributes" => policy.attributes_max(number(value) as usize),
@@ -31,6 +30,14 @@ pub(crate) fn policy(policy: Policy, settings: &[&str]) -> Policy {
             _ => policy.rule(name.strip_prefix("rule.").expect("a setting"), rule(value)),
         }
     })
+}
+
+fn at_limit(text: &str) -> AtLimit {
+    match text {
+        "Reject" => AtLimit::Reject,
+        "EvictOldest" => AtLimit::EvictOldest,
+        _ => panic!("nothing to do at a limit: {text}"),
+    }
 }
 
 fn rule(text: &str) -> Rule {

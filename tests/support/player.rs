@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 use sessile::{
-    ClockTrouble, Conflict, ConflictReason, Container, Error, Event, Key, Policy, Receiver, Report,
-    ResolverTrouble, Savepoint, Session, SessionId, Store, Time, Transaction,
+    ClockTrouble, Conflict, ConflictReason, Container, Error, Event, Key, Policy, PrincipalSession,
+    Receiver, Report, ResolverTrouble, Savepoint, Session, SessionId, Store, Time, Transaction,
 };
 use tempfile::TempDir;
 
@@ -199,6 +199,9 @@ impl Player {
                 Event::Clock(ClockTrouble::Ahead(by)) => format!("the clock is ahead by {by:?}"),
                 Event::Clock(ClockTrouble::Behind(by)) => format!("the clock is behind by {by:?}"),
                 Event::SnapshotsGivenUp { count, .. } => format!("snapshots given up: {count}"),
+                Event::RotatedKeyUsed { container, session } => {
+                    format!("an old key of {} was used", self.key(container, &self.keys[session]))
+                }
                 other => panic!("an unknown event: {other:?}"),
             };
             self.say(format!("event: {line}"));
@@ -345,6 +348,19 @@ impl Player {
                     false => format!("no {key}"),
                 }
             }
+            ["end_all_of", principal] => {
+                txn.end_all_of(&self.container(""), principal)?;
+                String::new()
+            }
+            ["sessions_of", principal] => {
+                let sessions = txn.sessions_of(&self.container(""), principal)?;
+                let shown = |s: &PrincipalSession| match &*s.note {
+                    "" => text(s.key.as_bytes()),
+                    note => format!("{} ({note})", text(s.key.as_bytes())),
+                };
+                let sessions: Vec<_> = sessions.iter().map(shown).collect();
+                format!("{principal}: {}", listed(&sessions))
+            }
             ["len"] => {
                 let container = self.container("");
                 format!("{}: length {}", container.name(), txn.len(&container)?)
@@ -431,6 +447,29 @@ impl Player {
                 String::new()
             }
             ("times", []) => format!("{key} {}", times(&session)?),
+            ("rotate", [to]) => {
+                let session = session.rotate(self.place(to).1)?;
+                let shown = self.session(&session);
+                let client = self.clients.get_mut(who).expect("it has begun");
+                client.handles.insert((*to).to_owned(), session);
+                shown
+            }
+            ("bind", [principal, note @ ..]) => {
+                session.bind(principal, &note.join(" "))?;
+                String::new()
+            }
+            ("unbind", []) => {
+                session.unbind()?;
+                String::new()
+            }
+            ("end_others", []) => {
+                session.end_others()?;
+                String::new()
+            }
+            ("principal", []) => {
+                let principal = session.principal()?;
+                format!("{key}: {}", principal.unwrap_or_else(|| "nobody's".to_owned()))
+            }
             ("is_valid", []) => match session.is_valid() {
                 true => format!("{key} is valid"),
                 false => format!("{key} is not valid"),
@@ -510,6 +549,9 @@ impl Player {
             }
             Error::Exists { container, session } => {
                 format!("{} exists", self.key(container, &self.keys[session]))
+            }
+            Error::RotatedKey { container, session } => {
+                format!("{} was given up", self.key(container, &self.keys[session]))
             }
             other => other.to_string(),
         }
