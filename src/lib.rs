@@ -37,6 +37,7 @@
 //! how many there may be, and how writes merge. A [`Transaction`] sees one unchanging state of all
 //! of them. It gives out [`Session`] handles, by the [`Key`] that a session is filed under (for the
 //! web: the hash of the [`Token`] that a visitor carries), and commits everything or nothing.
+//! An [`Attribute`] names one value of a session together with its type, and perhaps a [`Rule`].
 //! [`Store::transact`] does the same in a closure and runs it again on a [`Conflict`]. A [`Viewer`] looks
 //! into a store from outside, whoever has it open, and changes nothing; so does the `sessile` command.
 //!
@@ -46,6 +47,8 @@
 //!   attribute, merging writes ([`Session::add`] and its kin) never conflict; of two blind writes
 //!   the later commit wins; a write of what was read before conflicts if it has changed since,
 //!   unless a [`Rule`] or a resolver knows better.
+//! - **What is taken is taken once**: of two transactions that [`take`](Session::take) a value, or the
+//!   [`flashes`](Session::flashes), one commits.
 //! - **An ended session never comes back.** Whoever writes to it gets a conflict; its touches are
 //!   dropped; a session that is created under its key later is another one.
 //! - **A session that is given another key is valid under exactly one of them**, at any moment and after
@@ -97,7 +100,7 @@ pub use engine::embedded::check::{Checked, Problem};
 pub use engine::embedded::disk::{Access, Disk, DiskFile, FileKind, LocalDisk};
 pub use engine::embedded::viewing::{StoreState, ViewedStore};
 pub use error::{Conflict, ConflictReason, Error, LimitKind};
-pub use model::attribute::{Attribute, Holds, Named, Takes};
+pub use model::attribute::{Attribute, Counts, Gathers, Holds, Named, Takes};
 pub use model::clock::{Clock, ClockTrouble, ManualClock, SystemClock, Time};
 pub use model::key::Key;
 pub use model::merge::{AttributeMerge, Resolution, ResolverTrouble, SessionMerge, SessionState};

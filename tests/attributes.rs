@@ -17,6 +17,7 @@ use sessile::{
 const COUNT: Attribute<u64> = Attribute::new("count");
 const NAME: Attribute<String> = Attribute::new("name");
 const LIST: Attribute<Vec<u8>> = Attribute::new("list");
+const SET: Attribute<BTreeSet<String>> = Attribute::new("set");
 
 fn store(policy: Policy) -> (Store, Container) {
     let store = Options::new().sweep_every(None).memory().unwrap();
@@ -69,7 +70,14 @@ fn constants_and_text_name_the_same_attribute() {
     session.insert(NAME, &ada).unwrap();
     session.insert(&NAME, &ada).unwrap();
     session.union(LIST, 2).unwrap();
-    session.append(LIST, 1, 9).unwrap();
+    session.append(&LIST, 1, 9).unwrap();
+    session.add(&COUNT, -1).unwrap();
+    session.remove(COUNT).unwrap();
+    session.union(SET, "b").unwrap();
+    session.union(SET, "a".to_owned()).unwrap();
+    session.union(&SET, &ada).unwrap();
+    assert_eq!(session.get(SET).unwrap().map(|set| set.len()), Some(3));
+    session.remove(SET).unwrap();
     assert_eq!(session.get(LIST).unwrap(), Some(vec![2, 1]));
     assert_eq!(session.keys().unwrap(), ["list", "name"]);
     assert_eq!(NAME.clone().name(), "name");
@@ -222,6 +230,18 @@ fn a_value_that_is_no_longer_expected_ends_the_session() {
         store.settle();
         assert_eq!(*ended.lock().unwrap(), [(id, 1, EndReason::Invalidated)]);
     }
+
+    // Even if it has been given another key before that was seen.
+    let id = spoiled();
+    let report = store.transact(|txn| {
+        let session = txn.get_or_create(&container, "ada")?.rotate("lovelace")?;
+        session.update(COUNT, |count| *count += 1)?;
+        session.rotate("ada")?.insert("seen", true)
+    });
+    assert_eq!(report.unwrap().attempts, 2);
+    assert_ne!(open(&store, &container).1.id(), id);
+    store.settle();
+    assert_eq!(ended.lock().unwrap()[0], (id, 1, EndReason::Invalidated));
 
     // In a transaction of one's own the end is one of its changes.
     let id = spoiled();

@@ -145,6 +145,7 @@ fn open(trace_sessions: bool) -> (Store, Container, ManualClock) {
         .clock(clock.clone())
         .sweep_every(None)
         .trace_sessions(trace_sessions)
+        .end_attempts(1)
         .on_end("fail", |_, _, _| Err(CANARY.into()))
         .memory()
         .unwrap();
@@ -254,6 +255,8 @@ fn what_happens_is_shown_and_secrets_are_not() {
         lines,
         [
             "DEBUG sessile.sweep sessile.examined=1 sessile.ended=1",
+            "ERROR sessile.end_given_up message=the listener of an end is given up \
+             container=\"shop\" reason=expired",
             "ERROR sessile.hook_failed message=a listener failed hook=fail panicked=false",
         ]
     );

@@ -8,9 +8,11 @@
 //!   session.insert("visits", 1_u64)           session.get(VISITS)     session.insert(VISITS, 1)
 //! ```
 //!
-//! Three traits say what may be named where, none of which can be implemented elsewhere: [`Named`] where
-//! the type does not matter, [`Holds`] where a value is read, [`Takes`] where one is written.
+//! Five traits say what may be named where, none of which can be implemented elsewhere: [`Named`] where
+//! the type does not matter, [`Holds`] where a value is read, [`Takes`] where one is written, [`Counts`]
+//! and [`Gathers`] where something is added to a number or a list.
 
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem;
@@ -41,7 +43,7 @@ use crate::model::policy::Rule;
 ///
 /// What is no `T` does not compile:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// # use sessile::{Attribute, Policy, Store};
 /// const VISITS: Attribute<u64> = Attribute::new("visits");
 /// # let store = Store::memory().unwrap();
@@ -96,6 +98,13 @@ pub trait Holds<T>: Named {}
 /// What names an attribute that a `V` may be written to: text, or an [`Attribute`] that holds it. Where
 /// a `T` is held a `&T` will do, and a `&str` for a `String`.
 pub trait Takes<V>: Named {}
+
+/// What names an attribute that a number may be added to: text, or an [`Attribute`] that holds one.
+pub trait Counts: Named {}
+
+/// What names an attribute that an `I` may be put into: text, or an [`Attribute`] that holds a list or set
+/// of them. As with [`Takes`] a `&I` will do, and a `&str` for a `String`.
+pub trait Gathers<I>: Named {}
 
 mod sealed {
     use crate::model::policy::Rule;
@@ -152,3 +161,29 @@ impl<T> Takes<T> for Attribute<T> {}
 impl<T> Takes<&T> for Attribute<T> {}
 impl Takes<&str> for Attribute<String> {}
 impl<V, T> Takes<V> for &Attribute<T> where Attribute<T>: Takes<V> {}
+
+impl<S: AsRef<str> + ?Sized> Counts for &S {}
+impl<T> Counts for &Attribute<T> where Attribute<T>: Counts {}
+
+macro_rules! counts {
+    ($($number:ty),*) => {
+        $(impl Counts for Attribute<$number> {})*
+    };
+}
+
+counts!(i8, i16, i32, i64, u8, u16, u32, u64, usize, f32, f64);
+
+impl<S: AsRef<str> + ?Sized, I> Gathers<I> for &S {}
+impl<I, T> Gathers<I> for &Attribute<T> where Attribute<T>: Gathers<I> {}
+
+macro_rules! gathers {
+    ($($list:ident),*) => {
+        $(
+            impl<I> Gathers<I> for Attribute<$list<I>> {}
+            impl<I> Gathers<&I> for Attribute<$list<I>> {}
+            impl Gathers<&str> for Attribute<$list<String>> {}
+        )*
+    };
+}
+
+gathers!(Vec, VecDeque, BTreeSet, HashSet);

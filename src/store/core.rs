@@ -98,7 +98,7 @@ impl Core {
     }
 
     pub(crate) fn event(&self, event: &Event) {
-        observe::event(event);
+        observe::event(self, event);
         self.events.send(event, &self.counters.events_dropped);
     }
 

@@ -227,7 +227,7 @@ pub(crate) fn published(started: usize, ended: &EndBatch) {
 }
 
 /// Something happened.
-pub(crate) fn event(event: &Event) {
+pub(crate) fn event(core: &Core, event: &Event) {
     #[cfg(feature = "tracing")]
     match event {
         Event::ListenerFailed { listener, panicked } => tracing::event!(
@@ -237,6 +237,15 @@ pub(crate) fn event(event: &Event) {
             hook = %listener,
             panicked,
             "a listener failed"
+        ),
+        Event::EndGivenUp(session, reason) => tracing::event!(
+            name: "sessile.end_given_up",
+            target: "sessile",
+            tracing::Level::ERROR,
+            session.id = core.trace_sessions.then(|| session.key().fingerprint()),
+            container = session.container(),
+            reason = %reason,
+            "the listener of an end is given up"
         ),
         Event::ListenerMissing { listener } => tracing::event!(
             name: "sessile.hook_failed",

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, LimitKind};
-use crate::model::attribute::{Holds, Named, Takes};
+use crate::model::attribute::{Counts, Gathers, Holds, Named, Takes};
 use crate::model::attributes::Stamped;
 use crate::model::clock::Time;
 use crate::model::container::Place;
@@ -277,7 +277,7 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no number or the sum cannot be stored, [`Error::Limit`],
     /// and those of every call.
-    pub fn add(&self, name: impl Named, amount: impl Into<Amount>) -> Result<(), Error> {
+    pub fn add(&self, name: impl Counts, amount: impl Into<Amount>) -> Result<(), Error> {
         self.merge(name, Op::Add(amount.into()), "a number with room for the sum")
     }
 
@@ -309,7 +309,7 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn union(&self, name: impl Named, item: impl Serialize) -> Result<(), Error> {
+    pub fn union<I: Serialize>(&self, name: impl Gathers<I>, item: I) -> Result<(), Error> {
         let items = vec![encode(name.name(), &item)?];
         self.merge(name, Op::Union(items), "a list")
     }
@@ -321,7 +321,12 @@ impl Session {
     ///
     /// [`Error::Type`] if the attribute is no list, [`Error::Encode`], [`Error::Limit`], and those
     /// of every call.
-    pub fn append(&self, name: impl Named, item: impl Serialize, cap: usize) -> Result<(), Error> {
+    pub fn append<I: Serialize>(
+        &self,
+        name: impl Gathers<I>,
+        item: I,
+        cap: usize,
+    ) -> Result<(), Error> {
         let items = vec![encode(name.name(), &item)?];
         self.merge(name, Op::Append { items, cap }, "a list")
     }
