@@ -302,12 +302,29 @@ fn what_happens_is_shown_and_secrets_are_not() {
 
     // Nothing so far has said who it was.
     store.transact(create).unwrap();
+    store
+        .transact(|txn| txn.get_or_create(&shop, &ada)?.rotate(format!("{CANARY}!")).map(drop))
+        .unwrap();
+    assert!(store.begin().unwrap().get(&shop, &ada).unwrap().is_none());
+    let lines = seen.take();
+    assert!(
+        lines.contains(
+            &"WARN sessile.rotated_key_used message=a key was used that its session has given up \
+          container=\"shop\""
+                .to_owned()
+        )
+    );
+    all.extend(lines);
+    let old = ada.fingerprint();
+    let ada = SessionKey::from(format!("{CANARY}!"));
     store.transact(|txn| txn.remove(&shop, &ada)).unwrap();
     store.settle();
     all.extend(seen.take());
     assert_eq!(figures.counted("sessile_sessions_ended_total reason=invalidated"), 1);
     assert!(!all.iter().any(|line| line.contains(CANARY)), "{all:#?}");
-    assert!(!all.iter().any(|line| line.contains(&ada.fingerprint())), "{all:#?}");
+    for id in [&old, &ada.fingerprint()] {
+        assert!(!all.iter().any(|line| line.contains(id)), "{all:#?}");
+    }
     let names = figures.numbers.lock().unwrap().keys().cloned().collect::<String>();
     assert!(!names.contains(CANARY) && !names.contains(&ada.fingerprint()), "{names}");
 

@@ -247,6 +247,14 @@ pub(crate) fn event(core: &Core, event: &Event) {
             reason = %reason,
             "the listener of an end is given up"
         ),
+        Event::RotatedKeyUsed { container, session } => tracing::event!(
+            name: "sessile.rotated_key_used",
+            target: "sessile",
+            tracing::Level::WARN,
+            session.id = core.trace_sessions.then_some(session),
+            container = container,
+            "a key was used that its session has given up"
+        ),
         Event::ListenerMissing { listener } => tracing::event!(
             name: "sessile.hook_failed",
             target: "sessile",
