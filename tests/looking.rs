@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use sessile::{
-    EndReason, EndedSession, Error, ExportOptions, Filter, ImportOptions, Imported, Key,
+    EndReason, EndedSession, Error, ExportOptions, Filter, ImportOptions, Imported, Key, LimitKind,
     ManualClock, OnConflict, Options, Policy, Store, Time, Transaction, Viewer,
 };
 
@@ -199,4 +199,87 @@ fn what_is_redacted_shows_no_secret() {
     assert!(matches!(refused, Error::Import { line: 1, .. }), "{refused}");
     let without = exported(&store, &ExportOptions::new().without("name"));
     assert!(!without.contains("\"name\":\"CANARY") && without.contains(CANARY));
+}
+
+/// Whoever logs out everywhere is logged out of what was imported, too.
+#[test]
+fn what_is_imported_is_known_to_its_principal() {
+    let clock = ManualClock::new(START);
+    let there = options(&clock).memory().unwrap();
+    let visitors = there.container_with("visitors", Policy::new()).unwrap();
+    for key in ["phone", "laptop", "gone"] {
+        let bind = |txn: &Transaction| txn.create(&visitors, key)?.bind("ada", key);
+        there.transact(bind).unwrap();
+    }
+    there.transact(|txn| txn.remove(&visitors, "gone")).unwrap();
+    there
+        .transact(|txn| txn.get(&visitors, "phone")?.unwrap().rotate("new phone").map(|_| ()))
+        .unwrap();
+    assert!(there.check().unwrap().problems.is_empty());
+    let lines = exported(&there, &ExportOptions::new().filter(Filter::new().principal("ada")));
+
+    let here = options(&clock).memory().unwrap();
+    here.import(lines.as_bytes(), &ImportOptions::new()).unwrap();
+    assert!(here.check().unwrap().problems.is_empty());
+    let visitors = here.container("visitors").unwrap();
+    let notes = |txn: &Transaction| {
+        let sessions = txn.sessions_of(&visitors, "ada").unwrap();
+        sessions.into_iter().map(|session| session.note).collect::<Vec<_>>()
+    };
+    assert_eq!(notes(&here.begin().unwrap()), ["laptop", "phone"]);
+    let replace = ImportOptions::new().on_conflict(OnConflict::Replace);
+    assert_eq!(here.import(lines.as_bytes(), &replace).unwrap().replaced, 2);
+    assert!(here.check().unwrap().problems.is_empty());
+    assert_eq!(notes(&here.begin().unwrap()), ["laptop", "phone"]);
+    here.transact(|txn| txn.end_all_of(&visitors, "ada").map(|_| ())).unwrap();
+    assert!(here.begin().unwrap().is_empty(&visitors).unwrap());
+    assert!(here.check().unwrap().problems.is_empty());
+
+    // A limit of theirs holds.
+    let limited = options(&clock).memory().unwrap();
+    limited.container_with("visitors", Policy::new().principal_limit(1)).unwrap();
+    let refused = limited.import(lines.as_bytes(), &ImportOptions::new()).unwrap_err();
+    assert!(
+        matches!(refused, Error::Limit { limit: LimitKind::PrincipalSessions, .. }),
+        "{refused}"
+    );
+}
+
+/// A backup has what the store keeps for itself: forwards of rotated keys, principals, ends to be told.
+#[test]
+fn a_backup_has_the_notes_of_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let clock = ManualClock::new(START);
+    let store = options(&clock).leave_ends().open(path("store")).unwrap();
+    let policy = Policy::new().on_end("farewell").rotation_grace_secs(60);
+    let visitors = store.container_with("visitors", policy).unwrap();
+    let fill = |txn: &Transaction| {
+        txn.create(&visitors, "old")?.bind("ada", "phone")?;
+        txn.create(&visitors, "short").map(|_| ())
+    };
+    store.transact(fill).unwrap();
+    store.transact(|txn| txn.get(&visitors, "old")?.unwrap().rotate("new").map(|_| ())).unwrap();
+    store.transact(|txn| txn.remove(&visitors, "short")).unwrap();
+    store.settle();
+    store.backup_to(path("backup")).unwrap();
+    store.close().unwrap();
+    for name in ["store", "backup"] {
+        let (told, ends) = mpsc::channel();
+        let store = options(&clock).on_end("farewell", move |_, session: &EndedSession, _| {
+            told.send(session.key().clone()).unwrap();
+            Ok(())
+        });
+        let store = store.open(path(name)).unwrap();
+        store.settle();
+        assert_eq!(ends.try_iter().collect::<Vec<_>>(), ["old", "short"].map(Key::from), "{name}");
+        let visitors = store.container("visitors").unwrap();
+        let txn = store.begin().unwrap();
+        assert_eq!(txn.peek(&visitors, "old").unwrap().unwrap().key(), &Key::from("new"));
+        assert_eq!(txn.sessions_of(&visitors, "ada").unwrap()[0].note, "phone");
+        assert!(store.check().unwrap().problems.is_empty());
+        drop(txn);
+        store.close().unwrap();
+        assert!(Viewer::check(path(name)).unwrap().problems.is_empty());
+    }
 }

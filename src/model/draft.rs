@@ -94,7 +94,9 @@ impl Life {
         changes.modified = record.last_modified;
         let (attributes, revision) = (Attributes::new(), Revision::default());
         let base = Record { id, revision, bucket: timeslice::NEVER, attributes, ..record.clone() };
-        Life { created_here: true, changes, ..Life::found(Arc::new(base)) }
+        // It counts as bound to its principal by this transaction.
+        let principal = base.principal().cloned().map(Some);
+        Life { created_here: true, changes, principal, ..Life::found(Arc::new(base)) }
     }
 
     /// The session as it was found, with this transaction's own accesses and principal, and no attributes.

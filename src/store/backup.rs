@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::model::container::ContainerState;
 use crate::store::chance::Chance;
 use crate::store::observe;
-use crate::store::whole::{Still, Whole, places};
+use crate::store::whole::{Still, Whole, notes};
 use crate::store::{Store, Viewer};
 
 /// What a backup holds: see [`Store::backup_to`].
@@ -118,19 +118,22 @@ fn back_up(
     let backup = backup::Backup::begin(disk, path, id)?;
     let mut containers = Vec::new();
     let mut rows = Vec::new();
-    for state in whole.containers() {
+    let mut copy = |id| {
         let mut count = 0;
-        for id in places(state.id) {
-            whole.each(id, &mut |key, record| {
-                count += u64::from(id == state.id);
-                rows.push(((id, key), record));
-                if rows.len() == ROWS {
-                    backup.put(&rows)?;
-                    rows.clear();
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
-        }
+        whole.each(id, &mut |key, record| {
+            count += 1;
+            rows.push(((id, key), record));
+            if rows.len() == ROWS {
+                backup.put(&rows)?;
+                rows.clear();
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok::<_, Error>(count)
+    };
+    notes(&whole.containers()).try_for_each(|id| copy(id).map(|_| ()))?;
+    for state in whole.containers() {
+        let count = copy(state.id)?;
         // What is damaged is missing here, and is not counted.
         containers.push(Arc::new(ContainerState { count, ..ContainerState::clone(&state) }));
     }

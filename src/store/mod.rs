@@ -188,7 +188,7 @@ impl Store {
             names: RwLock::new(names),
             resolvers: options.resolvers,
             listeners: options.listeners,
-            ends: Ends::new(),
+            ends: Ends::new(options.bounds.end_attempts > 0),
             events: events::Events::default(),
             counters: Counters::default(),
             heat: Heat::default(),

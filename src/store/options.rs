@@ -257,6 +257,13 @@ impl Options {
         self
     }
 
+    /// Tells nobody of ends in this process: they stay written down for one that has the listeners. For
+    /// tools that change the store of an application.
+    pub fn leave_ends(mut self) -> Self {
+        self.bounds.end_attempts = 0;
+        self
+    }
+
     /// Registers a resolver for attributes whose policy has [`Rule::Resolver`](crate::Rule) with
     /// this name. It must be a pure function: it runs on the committer's thread, perhaps more than
     /// once, and must not use the store.

@@ -573,8 +573,10 @@ impl<'a> Round<'a> {
         nth: u32,
     ) -> Option<SessionChange> {
         let listener = session.listener.as_ref()?;
-        // Nobody would ever hear of it.
-        self.core.listeners.on_end.get(listener)?;
+        // Nobody would ever hear of it, unless this process leaves the telling to others.
+        if self.core.bounds.end_attempts > 0 {
+            self.core.listeners.on_end.get(listener)?;
+        }
         let record = ends::record(session, container, listener, reason, revision);
         let place = (ENDS, ends::key(revision, nth));
         Some(SessionChange { place, before: None, after: Some(Arc::new(record)) })

@@ -63,9 +63,10 @@ pub(crate) trait Whole {
     }
 }
 
-/// The numbers under which something may lie that belongs to a container, that of its sessions first.
-pub(crate) fn places(id: ContainerId) -> [ContainerId; 4] {
-    [id, id.of(Kind::Rotated), id.of(Kind::Principals), id.of(Kind::Ends)]
+/// The numbers under which the store's own notes may lie.
+pub(crate) fn notes(containers: &[Arc<ContainerState>]) -> impl Iterator<Item = ContainerId> {
+    let ids = [ContainerId::STORE].into_iter().chain(containers.iter().map(|state| state.id));
+    ids.flat_map(|id| Kind::ALL.map(|kind| id.of(kind)))
 }
 
 /// A state of an open store.
@@ -85,7 +86,8 @@ impl<'a> Still<'a> {
         let ids = core.versions.policies(revision).into_keys();
         let containers: Vec<_> = ids.map(|id| core.container(id, &snapshot)).collect();
         let pin = |id| (id, core.versions.pin(id, revision));
-        let pinned = containers.iter().flat_map(|state| places(state.id)).map(pin).collect();
+        let ids = containers.iter().map(|state| state.id).chain(notes(&containers));
+        let pinned = ids.map(pin).collect();
         match core.snapshots.is_given_up(&snapshot) {
             false => Ok(Still { core, revision, now, containers, pinned }),
             true => Err(Error::SnapshotTooOld { age: core.bounds.snapshot_age_max }),

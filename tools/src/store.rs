@@ -50,10 +50,10 @@ pub(crate) fn change(path: &Path) -> Result<Store, Error> {
     change_or_create(path)
 }
 
-/// The same, but it is made if it is not there. What has expired is left to its application, which may
-/// have somebody to tell of it.
+/// The same, but it is made if it is not there. What has expired is left to its application, and so is
+/// telling of ends: it has the listeners.
 pub(crate) fn change_or_create(path: &Path) -> Result<Store, Error> {
-    Options::new().sweep_every(None).open(path)
+    Options::new().sweep_every(None).leave_ends().open(path)
 }
 
 /// The names of the containers to look into: this one, or all.
