@@ -208,7 +208,11 @@ fn what_is_imported_is_known_to_its_principal() {
     let there = options(&clock).memory().unwrap();
     let visitors = there.container_with("visitors", Policy::new()).unwrap();
     for key in ["phone", "laptop", "gone"] {
-        let bind = |txn: &Transaction| txn.create(&visitors, key)?.bind("ada", key);
+        let bind = |txn: &Transaction| {
+            let session = txn.create(&visitors, key)?;
+            session.insert("nested", [[[1]]])?;
+            session.bind("ada", key)
+        };
         there.transact(bind).unwrap();
     }
     there.transact(|txn| txn.remove(&visitors, "gone")).unwrap();
@@ -235,14 +239,29 @@ fn what_is_imported_is_known_to_its_principal() {
     assert!(here.begin().unwrap().is_empty(&visitors).unwrap());
     assert!(here.check().unwrap().problems.is_empty());
 
+    // A key that was given up does not come back with what was exported before.
+    here.transact(|txn| txn.create(&visitors, "laptop").map(|_| ())).unwrap();
+    let rotate =
+        |txn: &Transaction| txn.get(&visitors, "laptop")?.unwrap().rotate("new").map(|_| ());
+    here.transact(rotate).unwrap();
+    let imported = here.import(lines.as_bytes(), &replace).unwrap();
+    assert_eq!((imported.created, imported.skipped), (1, 1));
+    assert!(!here.begin().unwrap().contains(&visitors, "laptop").unwrap());
+    let refused = here.import(lines.as_bytes(), &ImportOptions::new()).unwrap_err();
+    assert!(matches!(refused, Error::RotatedKey { .. }), "{refused}");
+
     // A limit of theirs holds.
     let limited = options(&clock).memory().unwrap();
-    limited.container_with("visitors", Policy::new().principal_limit(1)).unwrap();
+    let visitors = limited.container_with("visitors", Policy::new().principal_limit(1)).unwrap();
     let refused = limited.import(lines.as_bytes(), &ImportOptions::new()).unwrap_err();
     assert!(
         matches!(refused, Error::Limit { limit: LimitKind::PrincipalSessions, .. }),
         "{refused}"
     );
+    // And so does one of values.
+    limited.transact(|txn| txn.set_policy(&visitors, Policy::new().depth_max(2))).unwrap();
+    let refused = limited.import(lines.as_bytes(), &ImportOptions::new()).unwrap_err();
+    assert!(matches!(refused, Error::Limit { limit: LimitKind::Depth, .. }), "{refused}");
 }
 
 /// A backup has what the store keeps for itself: forwards of rotated keys, principals, ends to be told.

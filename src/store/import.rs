@@ -24,7 +24,8 @@ pub struct ImportOptions {
     dry_run: bool,
 }
 
-/// What happens where a live session has the key of one that is imported.
+/// What happens where a live session has the key of one that is imported. A key that was rotated away
+/// stays away: it is left out, or the import fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnConflict {

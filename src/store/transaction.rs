@@ -162,7 +162,19 @@ impl Transaction {
         on_conflict: OnConflict,
     ) -> Result<Arrival, Error> {
         let place = self.place(container, key)?;
-        self.workspace.settings(place.0)?.check_key(key)?;
+        let policy = self.workspace.settings(place.0)?;
+        policy.check_key(key)?;
+        record.attributes.iter().try_for_each(|(_, found)| policy.check_depth(&found.value))?;
+        if self.workspace.forward(&place)?.is_some() {
+            // Whoever has it gave it up.
+            return match on_conflict {
+                OnConflict::Fail => {
+                    let (container, session) = (container.name().to_owned(), key.fingerprint());
+                    Err(Error::RotatedKey { container, session })
+                }
+                _ => Ok(Arrival::Skipped),
+            };
+        }
         let life = Life::taken_in(self.workspace.door.chance.session_id(), record);
         self.workspace.with_draft(&place, |draft, policy, now| {
             if record.is_expired(policy, now) {
