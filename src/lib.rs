@@ -39,7 +39,8 @@
 //! web: the hash of the [`Token`] that a visitor carries), and commits everything or nothing.
 //! An [`Attribute`] names one value of a session together with its type, and perhaps a [`Rule`].
 //! [`Store::transact`] does the same in a closure and runs it again on a [`Conflict`]. A [`Viewer`] looks
-//! into a store from outside, whoever has it open, and changes nothing; so does the `sessile` command.
+//! into a store from outside, whoever has it open, and changes nothing; the `sessile` command uses it.
+//! Copies are made while others commit: [`Store::backup_to`] makes a store, [`Store::export`] lines of JSON.
 //!
 //! # What is guaranteed
 //!
