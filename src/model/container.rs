@@ -22,6 +22,10 @@ pub(crate) enum Kind {
     Ends = 3,
 }
 
+impl Kind {
+    pub(crate) const ALL: [Kind; 3] = [Kind::Rotated, Kind::Principals, Kind::Ends];
+}
+
 impl ContainerId {
     const BITS: u32 = 28;
 
