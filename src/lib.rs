@@ -62,10 +62,14 @@
 //! - **Damage is found**, never taken for data: every row and every batch has a checksum of its own.
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
 //!   period**, by the store's time: it never goes back, and believes a wall clock that is ahead by
-//!   up to a day. Expired sessions leave by themselves.
+//!   up to a day. Expired sessions leave by themselves. A session may have a timeout of its own
+//!   ([`Session::set_timeout`]), all of them an absolute one
+//!   ([`Policy::absolute_timeout_secs`](Policy#structfield.absolute_timeout_secs)), and an attribute may
+//!   last for a while only ([`Session::insert_for`]).
 //! - **Every end is told** to the listener of its container, after it is durable, in the order of the
 //!   commits: once, or again after a crash. A listener that fails is called again, a few times.
-//! - **The limit of a container counts live sessions only** and cannot be overshot.
+//! - **The limit of a container counts live sessions only** and cannot be overshot; [`AtLimit`] says
+//!   whether the new session is refused or an old one makes room.
 //!
 //! # What is not
 //!

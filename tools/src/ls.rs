@@ -1,6 +1,7 @@
 //! `sessile ls`: the sessions of a store, one a line.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -98,6 +99,8 @@ pub(crate) struct Listed {
     last_modified: Option<Time>,
     expires: Option<Time>,
     principal: Option<String>,
+    /// A timeout of its own.
+    timeout: Option<Duration>,
     revision: u64,
     attributes: usize,
     bytes: usize,
@@ -114,6 +117,7 @@ impl Listed {
             last_modified: session.last_modified(),
             expires: session.expires(),
             principal: session.principal().map(str::to_owned),
+            timeout: session.timeout(),
             revision: session.revision().get(),
             attributes: session.attribute_count(),
             bytes: session.bytes(),
@@ -158,6 +162,7 @@ impl Listed {
             ("modified", time_cell(self.last_modified, now)),
             ("expires", time_cell(self.expires, now)),
         ]);
+        facts.extend(self.timeout.map(|timeout| ("timeout", timeout_cell(timeout))));
         facts
     }
 
@@ -175,6 +180,9 @@ impl Listed {
             "attribute_count": self.attributes,
             "bytes": self.bytes,
         });
+        if let Some(timeout) = self.timeout {
+            json["timeout_secs"] = timeout.as_secs().into();
+        }
         if let Some(key) = &self.key {
             // A key is any bytes. If they are a text it is there, too.
             json["key_hex"] = hex(key.as_bytes()).into();
@@ -184,7 +192,15 @@ impl Listed {
     }
 }
 
-fn time_cell(time: impl Into<Option<Time>>, now: Time) -> Cell {
+/// A session's own timeout.
+fn timeout_cell(timeout: Duration) -> Cell {
+    match timeout.is_zero() {
+        true => Cell::both("none", 0),
+        false => Cell::both(format::span(timeout), timeout.as_secs()),
+    }
+}
+
+pub(crate) fn time_cell(time: impl Into<Option<Time>>, now: Time) -> Cell {
     match time.into() {
         Some(time) => Cell::both(relative(time, now), utc(time)),
         None => Cell::both("never", ""),

@@ -8,8 +8,8 @@ use serde_json::{Value as Json, json};
 use sessile::{Error, Key, Time, ViewedAttribute, ViewedSession, Viewer};
 
 use crate::Answer;
-use crate::format::{json_line, json_of, key_of_hex, kind, size};
-use crate::ls::Listed;
+use crate::format::{json_line, json_of, key_of_hex, kind, size, utc};
+use crate::ls::{Listed, time_cell};
 use crate::store::{self, Source};
 use crate::table::{self, Cell};
 use crate::terminal::{self, Page};
@@ -75,8 +75,19 @@ pub(crate) fn run(page: &mut Page, arguments: &Arguments) -> Result<Answer> {
     }
     table::print_facts(page, &listed.facts(now))?;
     page.lines([String::new()])?;
-    let cells = |attribute: &ViewedAttribute| attribute_cells(attribute, *reveal);
-    let names = ["attribute", "kind", "bytes", "revision", "value"];
+    // Most sessions have none that lasts for a while only.
+    let lapses = attributes.iter().any(|attribute| attribute.until.is_some());
+    let cells = |attribute: &ViewedAttribute| {
+        let mut cells = attribute_cells(attribute, *reveal);
+        if lapses {
+            cells.insert(4, attribute.until.map_or(Cell::text(""), |until| time_cell(until, now)));
+        }
+        cells
+    };
+    let mut names = vec!["attribute", "kind", "bytes", "revision", "value"];
+    if lapses {
+        names.insert(4, "until");
+    }
     table::print(page, &names, attributes.iter().map(cells))?;
     if page.is_terminal() && !reveal && !attributes.is_empty() {
         page.line("values are hidden; --reveal shows them")?;
@@ -153,6 +164,9 @@ fn attribute_json(attribute: &ViewedAttribute, reveal: bool) -> Json {
         "bytes": value.as_bytes().len(),
         "revision": attribute.revision.get(),
     });
+    if let Some(until) = attribute.until {
+        json["until"] = utc(until).into();
+    }
     if reveal {
         json["value"] = json_of(value).unwrap_or_default();
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value as Json;
 use sessile::{Error, Key, ManualClock, Options, Policy, Rule, Store, Time};
@@ -397,6 +397,41 @@ fn a_session_is_shown_by_what_it_is_called() {
     let (code, _, stderr) = run(&["ls", "--container", "attic"], &path);
     assert_eq!(code, Some(6));
     assert!(stderr.contains("no container \"attic\""), "{stderr}");
+}
+
+/// What lasts for a while only is shown with its time, and not when that is over.
+#[test]
+fn what_lasts_for_a_while_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let clock = ManualClock::new(START);
+    let store = options(&clock).open(&path).unwrap();
+    let shop = store.container_with("shop", Policy::new()).unwrap();
+    store
+        .transact(|txn| {
+            let session = txn.create(&shop, "ada")?;
+            session.set_timeout(Duration::from_secs(86_400))?;
+            session.insert_for("code", 1, Duration::from_secs(60))?;
+            session.insert_for("offer", 2, Duration::from_secs(600))?;
+            session.insert("name", "Ada")
+        })
+        .unwrap();
+    clock.advance_secs(60);
+    // So that the store's time is known outside.
+    store.transact(|txn| txn.create(&shop, "bob").map(drop)).unwrap();
+    store.close().unwrap();
+
+    let shown = json(&["show", "ada"], &path);
+    assert_eq!(shown["timeout_secs"], 86_400);
+    let attributes: Vec<_> = shown["attributes"].as_array().unwrap().iter().collect();
+    assert_eq!(attributes.iter().map(|a| &a["name"]).collect::<Vec<_>>(), ["name", "offer"]);
+    assert_eq!(attributes[0].get("until"), None);
+    assert_eq!(attributes[1]["until"], "2099-12-03T17:03:20Z");
+    let text = output(&["show", "ada"], &path);
+    assert!(text.contains("timeout\t86400"), "{text}");
+    assert!(text.contains("revision\tuntil\tvalue"), "{text}");
+    let plain = output(&["show", "bob"], &path);
+    assert!(!plain.contains("timeout") && !plain.contains("until"), "{plain}");
 }
 
 /// What terminals obey, in every place where a stranger may have written it.
