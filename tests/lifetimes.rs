@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sessile::{
-    AtLimit, Container, EndReason, Error, Event, Key, ManualClock, Options, Policy, Receiver,
-    SessionId, Store, Time,
+    AtLimit, Container, EndReason, Error, Event, Key, LimitKind, ManualClock, Options, Policy,
+    Receiver, SessionId, Store, Time,
 };
 use tempfile::TempDir;
 
@@ -370,4 +370,64 @@ proptest! {
             }
         }
     }
+}
+
+/// A store with a container for two.
+fn small() -> World {
+    let policy = Policy::new().period_secs(20).timeout_secs(60).limit(2);
+    World::new(false, policy.at_limit(AtLimit::EvictOldest))
+}
+
+/// Fills it with `a`, which is Ada's, and `b`, which is used later.
+fn fill(world: &World) {
+    let create = |key: &str| world.store.transact(|txn| txn.create(&world.shop, key).map(drop));
+    create("a").unwrap();
+    world
+        .store
+        .transact(|txn| txn.peek(&world.shop, "a")?.ok_or(Error::Ended)?.bind("ada", ""))
+        .unwrap();
+    world.clock.advance_secs(70);
+    create("b").unwrap();
+}
+
+/// What is somebody's own makes room for nobody else.
+#[test]
+fn what_belongs_to_somebody_stays() {
+    let world = small();
+    fill(&world);
+    let create =
+        |key: &str| world.store.transact(|txn| txn.create(&world.shop, key)?.bind("bob", ""));
+    let report = create("c").unwrap();
+    assert_eq!(report.ended[0].key, Key::from("b"));
+    assert_eq!(report.ended[0].reason, EndReason::Evicted);
+    let refused = create("d").map(|_| ());
+    assert!(
+        matches!(refused, Err(Error::Limit { limit: LimitKind::Sessions, max: 2 })),
+        "{refused:?}"
+    );
+    // Until it is nobody's any more, or its time is over.
+    let freed =
+        world.store.transact(|txn| txn.peek(&world.shop, "c")?.ok_or(Error::Ended)?.unbind());
+    freed.unwrap();
+    assert_eq!(create("d").unwrap().ended[0].key, Key::from("c"));
+    world.clock.advance_secs(10);
+    let report = create("e").unwrap();
+    assert_eq!(report.ended[0].key, Key::from("a"));
+    assert_eq!(report.ended[0].reason, EndReason::Expired);
+}
+
+/// What a transaction ends without having seen it, and has expired, makes room once.
+#[test]
+fn one_end_makes_room_for_one() {
+    let world = small();
+    let txn = world.store.begin().unwrap();
+    fill(&world);
+    world.clock.advance_secs(10);
+    txn.end_all_of(&world.shop, "ada").unwrap();
+    txn.create(&world.shop, "c").unwrap();
+    txn.create(&world.shop, "d").unwrap();
+    let ended: Vec<_> = txn.commit().unwrap().ended.into_iter().map(|end| end.key).collect();
+    assert_eq!(ended, [Key::from("a"), Key::from("b")]);
+    assert_eq!(world.living().len(), 2);
+    assert_eq!(world.store.begin().unwrap().len(&world.shop).unwrap(), 2);
 }

@@ -309,10 +309,11 @@ impl<'a> Round<'a> {
     ) -> Result<(), Error> {
         let room = self.rooms.remove(&id).filter(|room| room.is_of(policy_revision));
         let mut room = room.unwrap_or_else(|| Room::new(policy_revision, room::PAGE));
-        let ended: BTreeSet<&Place> = outcome.ends.iter().map(|(place, ..)| place).collect();
+        // What the transaction has done besides its drafts is done.
+        let changed: BTreeSet<&Place> = outcome.sessions.iter().map(|(place, _)| place).collect();
         let look = |key: &Key| {
             let place = (id, key.clone());
-            if drafts.contains_key(&place) || ended.contains(&place) {
+            if drafts.contains_key(&place) || changed.contains(&place) {
                 return Look::Spared;
             }
             let session = match self.sessions.get(&place) {
