@@ -230,8 +230,8 @@ impl World {
         self.ended = BTreeSet::clone(&self.acknowledged);
         self.unwritten = 0;
         self.store = Some(self.options().open(Path::new(DIRECTORY))?);
-        self.check_index()?;
         let inherited = self.inherit()?;
+        self.check_index()?;
         // What it shows it has made durable.
         self.allowed = self.recognize()?;
         let (state, now) = (self.state(), self.store().now());
