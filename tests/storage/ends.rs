@@ -41,11 +41,13 @@ fn listening(options: Options, told: &Told) -> Options {
     })
 }
 
-/// A listener that waits until the other side is dropped, and fails then.
-fn stuck(options: Options) -> (Options, Sender<()>) {
+/// A store whose listener waits until the other side is dropped, and fails then. That goes before the
+/// store, which would wait for it.
+fn stuck(place: &Place, options: Options) -> (Store, Sender<()>) {
     let (release, released) = mpsc::channel();
     let released = Mutex::new(released);
-    (options.on_end("tell", move |_, _, _| Ok(released.lock().unwrap().recv()?)), release)
+    let options = options.on_end("tell", move |_, _, _| Ok(released.lock().unwrap().recv()?));
+    (options.open(&place.path).unwrap(), release)
 }
 
 fn container(store: &Store, name: &str) -> Container {
@@ -76,8 +78,7 @@ fn crashed(place: &Place) -> Place {
 fn an_end_that_nobody_was_told_of_is_told_by_the_next_process() {
     for is_folded in [false, true] {
         let place = Place::new();
-        let (options, release) = stuck(place.options());
-        let store = options.end_attempts(1).open(&place.path).unwrap();
+        let (store, release) = stuck(&place, place.options().end_attempts(1));
         let (shop, club) = (container(&store, "shop"), container(&store, "club"));
         let mut expected = Vec::new();
         // More than a page of them, and those of two containers by turns.
@@ -181,8 +182,7 @@ fn an_end_that_is_read_again_says_the_same() {
 #[test]
 fn an_end_whose_listener_is_gone_is_done_with() {
     let place = Place::new();
-    let (options, release) = stuck(place.options());
-    let store = options.open(&place.path).unwrap();
+    let (store, release) = stuck(&place, place.options());
     let shop = container(&store, "shop");
     put(&store, &shop, "ada", 1).unwrap();
     logout(&store, &shop, "ada");
@@ -286,8 +286,7 @@ fn a_store_may_be_closed_while_a_listener_is_to_be_called_again() {
 #[test]
 fn listeners_may_end_others() {
     let (place, told) = (Place::new(), Told::default());
-    let (options, release) = stuck(place.options());
-    let store = options.open(&place.path).unwrap();
+    let (store, release) = stuck(&place, place.options());
     let shop = container(&store, "shop");
     for n in 0..20 {
         put(&store, &shop, &n.to_string(), n).unwrap();
@@ -316,8 +315,7 @@ fn listeners_may_end_others() {
 fn what_was_left_behind_takes_no_room_in_memory() {
     const LEFT: u64 = 600;
     let place = Place::new();
-    let (options, release) = stuck(place.options());
-    let store = options.open(&place.path).unwrap();
+    let (store, release) = stuck(&place, place.options());
     let shop = container(&store, "shop");
     for n in 0..LEFT {
         put(&store, &shop, &n.to_string(), n).unwrap();
@@ -371,8 +369,7 @@ fn what_was_left_behind_takes_no_room_in_memory() {
 #[test]
 fn closing_leaves_what_was_left_behind() {
     let place = Place::new();
-    let (options, release) = stuck(place.options());
-    let store = options.open(&place.path).unwrap();
+    let (store, release) = stuck(&place, place.options());
     let shop = container(&store, "shop");
     for n in 0..20 {
         put(&store, &shop, &n.to_string(), n).unwrap();
@@ -457,8 +454,8 @@ fn a_full_disk_takes_ends_that_it_cannot_write_down() {
 fn ends_that_are_large_are_written_down_in_several_commits() {
     let place = Place::new();
     let clock = ManualClock::new(Time::from_secs(1_000_000_800));
-    let (options, release) = stuck(place.options().segment_bytes(16 << 10).clock(clock.clone()));
-    let store = options.open(&place.path).unwrap();
+    let options = place.options().segment_bytes(16 << 10).clock(clock.clone());
+    let (store, release) = stuck(&place, options);
     let policy = Policy::new().timeout_secs(60).on_end("tell");
     let shop = store.container_with("shop", policy).unwrap();
     for n in 0..30 {
