@@ -129,11 +129,6 @@ impl Ends {
         lock(&self.state).pending
     }
 
-    /// Whether this is the thread that delivers, which must not wait for itself.
-    pub(crate) fn is_courier(&self) -> bool {
-        lock(&self.state).is_of_this_thread()
-    }
-
     /// Returns when the listener of every end so far has been called, those again that have failed and
     /// whose next chance has come by `now`; at once on the thread that delivers, which would wait for
     /// itself.
@@ -350,13 +345,22 @@ struct Backlog {
     from: Option<Key>,
     /// Those from here on are this process's own.
     until: Key,
+    /// How many a page holds.
+    page_max: usize,
 }
 
 impl Backlog {
-    const PAGE: usize = 256;
+    /// About what a page weighs. Small ends come in large pages: each of them looks at everything that
+    /// is not in the tables yet.
+    const PAGE_BYTES: usize = 4 << 20;
 
     fn new(found: Revision) -> Self {
-        Backlog { page: VecDeque::new(), from: Some(Key::from("")), until: ends::after(found) }
+        Backlog {
+            page: VecDeque::new(),
+            from: Some(Key::from("")),
+            until: ends::after(found),
+            page_max: 256,
+        }
     }
 
     fn next(&mut self, core: &Core) -> Result<Option<End>, Error> {
@@ -364,8 +368,11 @@ impl Backlog {
             let Some((key, record)) = self.page.pop_front() else {
                 let Some(from) = &self.from else { return Ok(None) };
                 let mut pinned = core.versions.pin(ENDS, core.snapshots.published());
-                let scan = |pinned: &Pinned| pinned.scan(ENDS, from, Self::PAGE);
+                let scan = |pinned: &Pinned| pinned.scan(ENDS, from, self.page_max);
                 let (page, next) = pinned.look(&core.versions, scan)?;
+                let weight: usize = page.iter().map(|(_, record)| record.weight()).sum();
+                let each = weight / page.len().max(1);
+                self.page_max = (Self::PAGE_BYTES / each.max(1)).clamp(16, 8_192);
                 let own = page.partition_point(|(key, _)| *key < self.until);
                 self.from = next.filter(|_| own == page.len());
                 self.page = page.into_iter().take(own).collect();

@@ -442,11 +442,13 @@ impl Store {
     }
 
     /// Returns when every end committed so far has been told to its listener, those too that an earlier
-    /// process has left behind. It does not wait for the next attempt where a listener has failed.
-    /// Within a listener of ends it returns at once.
+    /// process has left behind, and that is noted: a crash from now on does not make them told again. It
+    /// does not wait for the next attempt where a listener has failed. Within a listener of ends it
+    /// returns at once.
     pub fn settle(&self) {
         self.core.ends.settle(self.core.clock.elapsed());
-        if !self.core.ends.is_courier() {
+        // A thread of the store's would wait for itself.
+        if !self.core.is_own_thread() {
             // If it fails they may be told again after a crash, and who commits next hears why.
             let _ = courier::acknowledge(&self.core);
         }
