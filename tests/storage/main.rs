@@ -9,6 +9,7 @@
 //!   relaxed.rs    commits that are acknowledged before they are synced
 //!   queue.rs      who waits while the log fails
 //!   bounds.rs     memory, transactions and queues that would be too large
+//!   rotation.rs   a session that is given another key meanwhile
 //!   damage.rs     bytes that have changed behind the store's back
 //! ```
 //!
@@ -25,6 +26,7 @@ mod failures;
 mod fragile;
 mod queue;
 mod relaxed;
+mod rotation;
 mod tables;
 
 use std::error::Error as _;
