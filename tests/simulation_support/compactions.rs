@@ -140,7 +140,8 @@ pub(crate) fn fail(seed: u64) -> Result<bool, Trouble> {
     disk.set_fault(Some(Fault { kind, from, sticky, kept, seed: chance.number() }));
     let failed = store.compact().is_err();
     disk.set_fault(None);
-    // Whoever commits next mends what can be mended.
+    // This opens again what has failed, where everything happens on the threads of clients.
+    store.fold()?;
     let visitors = store.container("visitors")?;
     store.transact(|txn| txn.get_or_create(&visitors, "after").map(|_| ()))?;
     store.transact(|txn| txn.remove(&visitors, "after").map(|_| ()))?;

@@ -108,11 +108,10 @@ impl Shared {
         self.directory.sync()?;
         *is_doubtful = false;
         let sizes = compacted.inspect_err(|_| {
-            // It has its name and could not be opened: that is tried again.
-            if self.tables.is_closed() {
-                self.lock().unreadable = true;
-                self.changed.notify_all();
-            }
+            // It has its name and could not be opened, or the old file could not be read, of which redb
+            // answers nothing more: they are opened again.
+            self.lock().unreadable = true;
+            self.changed.notify_all();
         })?;
         self.checkpoint()?;
         Ok(sizes)
@@ -218,6 +217,10 @@ impl Shared {
 
     /// Folds everything that is committed by now.
     pub(super) fn fold_all(&self) -> Result<(), Error> {
+        if self.settings.fold_inline.is_some() {
+            // Nobody else does.
+            self.look_after()?;
+        }
         let mut is_frozen = false;
         let failures = || self.fold_failures.load(Ordering::Relaxed);
         let before = failures();
