@@ -103,16 +103,17 @@ impl Shared {
         }
         self.look_after()?;
         let compacted = self.tables.compact();
-        // Even after a failure: the file may have got its name.
-        *is_doubtful = true;
-        self.directory.sync()?;
-        *is_doubtful = false;
-        let sizes = compacted.inspect_err(|_| {
+        if compacted.is_err() {
             // It has its name and could not be opened, or the old file could not be read, of which redb
             // answers nothing more: they are opened again.
             self.lock().unreadable = true;
             self.changed.notify_all();
-        })?;
+        }
+        // Even after a failure: the file may have got its name.
+        *is_doubtful = true;
+        self.directory.sync()?;
+        *is_doubtful = false;
+        let sizes = compacted?;
         self.checkpoint()?;
         Ok(sizes)
     }
