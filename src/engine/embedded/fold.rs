@@ -103,28 +103,31 @@ impl Shared {
         }
         self.look_after()?;
         let compacted = self.tables.compact();
-        if compacted.is_err() {
-            // It has its name and could not be opened, or the old file could not be read, of which redb
-            // answers nothing more: they are opened again.
+        // Even after a failure: the file may have got its name.
+        *is_doubtful = true;
+        let synced = self.directory.sync();
+        *is_doubtful = synced.is_err();
+        let done = synced.and(compacted).and_then(|sizes| self.checkpoint().map(|()| sizes));
+        if done.is_err() {
+            // It has its name and could not be opened, or a file could not be read, of which redb answers
+            // nothing more: they are opened again.
             self.lock().unreadable = true;
             self.changed.notify_all();
         }
-        // Even after a failure: the file may have got its name.
-        *is_doubtful = true;
-        self.directory.sync()?;
-        *is_doubtful = false;
-        let sizes = compacted?;
-        self.checkpoint()?;
-        Ok(sizes)
+        done
     }
 
     fn front(&self) -> Option<Arc<Frozen>> {
         self.lock().frozen.front().cloned()
     }
 
-    fn fold_one(&self, frozen: &Frozen) -> Result<(), Error> {
+    fn fold_one(&self, frozen: &Arc<Frozen>) -> Result<(), Error> {
         let generation = &frozen.generation;
         let mut is_doubtful = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.front().is_some_and(|front| Arc::ptr_eq(&front, frozen)) {
+            // Somebody else, who folds on a thread of their own, has done so meanwhile.
+            return Ok(());
+        }
         if *is_doubtful {
             self.directory.sync()?;
             *is_doubtful = false;
