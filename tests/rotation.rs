@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use sessile::{
     ConflictReason, Container, EndReason, Error, Event, Key, ManualClock, Options, Policy,
@@ -470,6 +471,38 @@ fn a_session_that_was_just_created_only_changes_its_key() {
 }
 
 /// A rollback undoes a rotation, and what was read behind it stays read.
+/// The one who sweeps comes upon a session that expires soon under its new key as under the old one.
+#[test]
+fn who_is_to_be_warned_is_warned_under_the_new_key() {
+    for timeout in [None, Some(Duration::from_secs(5))] {
+        let (store, shop, clock, events) = one_session(policy().warn_secs(30));
+        if timeout.is_none() {
+            // The warning is due, and nobody has swept yet.
+            clock.advance_secs(PERIOD + TIMEOUT - 25);
+        }
+        let rotated = store.transact(|txn| {
+            let session = txn.peek(&shop, "ada")?.ok_or(Error::Ended)?;
+            if timeout.is_some() {
+                session.set_timeout(timeout)?;
+            }
+            Ok(session.rotate("b")?.id())
+        });
+        let rotated = rotated.unwrap().value;
+        let warned = || {
+            store.sweep().unwrap();
+            let warning = |event| match event {
+                Event::Expiring { id, .. } => Some(id),
+                _ => None,
+            };
+            events.try_iter().filter_map(warning).collect::<Vec<_>>()
+        };
+        assert_eq!(warned(), [rotated], "with a timeout of {timeout:?}");
+        // Once is enough, whatever its key is.
+        store.transact(|txn| txn.peek(&shop, "b")?.ok_or(Error::Ended)?.rotate("c")).unwrap();
+        assert_eq!(warned(), []);
+    }
+}
+
 #[test]
 fn a_rollback_undoes_a_rotation() {
     let (store, shop, _, _) = one_session(policy());

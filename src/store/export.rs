@@ -169,6 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::LimitKind;
     use crate::model::attributes::Stamped;
     use crate::model::clock::{ManualClock, Time};
     use crate::model::key::Key;
@@ -273,6 +274,26 @@ mod tests {
         }
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
+    }
+
+    /// What nobody could have bound is not bound by an import.
+    #[test]
+    fn a_principal_whose_name_is_too_long_is_not_taken_in() {
+        let store = store(&ManualClock::new(Time::from_secs(START)));
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        let taken_in = |bytes: (usize, usize)| {
+            let time = Time::from_secs(START);
+            let mut record = Record { created: time, slice_end: time, ..Record::default() };
+            let principal =
+                Principal { name: "n".repeat(bytes.0).into(), note: "n".repeat(bytes.1).into() };
+            record.set_extras(|extras| extras.principal = Some(principal));
+            store.transact(|txn| txn.take_in(&shop, &"ada".into(), &record, OnConflict::Replace))
+        };
+        for too_long in [(1_025, 0), (1, 1_025)] {
+            let refused = taken_in(too_long).map(|_| ());
+            assert!(matches!(refused, Err(Error::Limit { limit: LimitKind::PrincipalBytes, .. })));
+        }
+        assert!(taken_in((1_024, 1_024)).is_ok());
     }
 
     proptest! {

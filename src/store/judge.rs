@@ -199,7 +199,8 @@ fn change(
     if let Some(rotation) = &life.rotated {
         let left = Arc::new(Record { revision, ..record });
         let mut record = Record { id: rotation.id, ..Record::clone(&left) };
-        record.file(policy, now);
+        // As under the old key: a warning may still be due.
+        record.file_earlier(touched.expiry(policy), policy, now);
         judgement.ends.push((Arc::clone(&left), EndReason::Rotated));
         judgement.record = None;
         let (key, base) = (rotation.key.clone(), life.base.revision);

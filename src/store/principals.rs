@@ -43,7 +43,16 @@ pub struct PrincipalSession {
 }
 
 /// How many bytes the name of a principal may have, and a note.
-pub(super) const BYTES_MAX: usize = 1_024;
+const BYTES_MAX: usize = 1_024;
+
+/// Refuses names and notes that are too long.
+pub(super) fn check_bytes(principal: &str, note: &str) -> Result<(), Error> {
+    let (limit, max) = (LimitKind::PrincipalBytes, BYTES_MAX as u64);
+    match principal.len().max(note.len()) > BYTES_MAX {
+        true => Err(Error::Limit { limit, max }),
+        false => Ok(()),
+    }
+}
 
 /// A session as a transaction leaves it, and where that is written down, if the transaction changes it.
 type Left = (Place, Arc<Record>, Option<usize>);

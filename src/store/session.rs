@@ -427,10 +427,7 @@ impl Session {
     /// [`Error::Limit`] if the principal has as many sessions as it may, or if name or note have more
     /// than 1,024 bytes; and those of every call.
     pub fn bind(&self, principal: &str, note: &str) -> Result<(), Error> {
-        let max = principals::BYTES_MAX;
-        if principal.len().max(note.len()) > max {
-            return Err(Error::Limit { limit: LimitKind::PrincipalBytes, max: max as u64 });
-        }
+        principals::check_bytes(principal, note)?;
         let policy = self.workspace.settings(self.place.0)?;
         let max = policy.principal_limit;
         let is_theirs = self.principal()?.is_some_and(|theirs| theirs == principal);

@@ -21,7 +21,7 @@ use crate::store::listeners;
 use crate::store::listing::{Keys, Listing, Sessions};
 use crate::store::observe;
 use crate::store::outcome::{Commit, Report, Watched, slot};
-use crate::store::principals::PrincipalSession;
+use crate::store::principals::{self, PrincipalSession};
 use crate::store::session::Session;
 use crate::store::stats::Counters;
 use crate::store::workspace::Workspace;
@@ -165,6 +165,7 @@ impl Transaction {
         let policy = self.workspace.settings(place.0)?;
         policy.check_key(key)?;
         record.attributes.iter().try_for_each(|(_, found)| policy.check_depth(&found.value))?;
+        record.principal().map_or(Ok(()), |p| principals::check_bytes(&p.name, &p.note))?;
         if self.workspace.forward(&place)?.is_some() {
             // Whoever has it gave it up.
             return match on_conflict {
