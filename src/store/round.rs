@@ -174,6 +174,8 @@ impl<'a> Round<'a> {
                         outcome.sessions.push((place, None));
                     }
                 }
+                // It makes room, and what is not forgotten is told again.
+                kind = Kind::Ends;
                 outcome
             }
         };

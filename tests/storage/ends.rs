@@ -448,6 +448,39 @@ fn a_full_disk_takes_ends_that_it_cannot_write_down() {
     assert_eq!(told_at(&place), [""; 0]);
 }
 
+/// To forget what was told makes room. So it is done on a full disk too, and nobody is told twice.
+#[test]
+fn a_full_disk_takes_acknowledgements() {
+    let (place, told) = (Place::new(), Told::default());
+    let options = place.options().segment_bytes(256 << 10).sweep_every(None);
+    let store = listening(options, &told).open(&place.path).unwrap();
+    let shop = container(&store, "shop");
+    let write = |key: &str, bytes: usize| {
+        let txn = putting(&store, &shop, key, 1);
+        txn.get(&shop, key).unwrap().unwrap().insert("ballast", "x".repeat(bytes)).unwrap();
+        txn.commit()
+    };
+    (0..20).for_each(|n| drop(write(&n.to_string(), 0).unwrap()));
+    store.fold().unwrap();
+    let reserve = place.path.join("reserve");
+    until("the reserve is there", || reserve.exists());
+    (0..20).for_each(|n| logout(&store, &shop, &n.to_string()));
+    until("they are told", || told.len() == 20);
+    place.disk.fill(0);
+    for bytes in [4_000, 0] {
+        let is_full = |n: u64| match write(&format!("ballast {bytes} {n}"), bytes) {
+            Ok(_) => false,
+            Err(Error::Full) => !reserve.exists() && store.fold().is_err(),
+            Err(error) => panic!("{error:?}"),
+        };
+        assert!((0..10_000).any(is_full));
+    }
+    // What it could not move into the tables is in the log.
+    let _ = store.close();
+    place.disk.mend();
+    assert_eq!(told_at(&place), [""; 0]);
+}
+
 /// A sweep whose ends do not fit into one commit with what is written down of them takes several. One
 /// that is too large by itself goes without.
 #[test]
