@@ -278,3 +278,22 @@ fn a_thousand_sessions_end_under_64_threads() {
         assert_eq!((stats.started, stats.ended), (SESSIONS as u64, SESSIONS as u64));
     }
 }
+
+/// Somebody else's session does not end with those of a principal, whatever was written to it.
+#[test]
+fn who_has_become_somebody_else_stays() {
+    let store = Options::new().seed(1).sweep_every(None).memory().unwrap();
+    let shop = store.container_with("shop", Policy::new()).unwrap();
+    for writes in [false, true] {
+        store.transact(|txn| txn.get_or_create(&shop, "s")?.bind("ada", "")).unwrap();
+        let txn = store.begin().unwrap();
+        if writes {
+            txn.get(&shop, "s").unwrap().unwrap().insert("n", 1).unwrap();
+        }
+        txn.end_all_of(&shop, "ada").unwrap();
+        store.transact(|txn| txn.get_or_create(&shop, "s")?.bind("bob", "")).unwrap();
+        let done = txn.commit();
+        assert_eq!(done.is_err_and(|error| error.is_retryable()), writes);
+        assert_eq!(store.begin().unwrap().sessions_of(&shop, "bob").unwrap().len(), 1);
+    }
+}

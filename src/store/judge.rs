@@ -167,10 +167,13 @@ fn change(
     };
     require(&life.base, &touched, &life.required).map_err(refused)?;
     if let Some(principal) = &life.ended_with
-        && !life.demands()
         && touched.principal().is_none_or(|theirs| theirs.name != *principal)
     {
-        return Ok(());
+        return match life.demands() {
+            // What else it wants of the session it wanted of one that ends.
+            true => Err(Objection::Refused(conflict(ConflictReason::Ended, Some(stored)))),
+            false => Ok(()),
+        };
     }
     if life.ended {
         // An end beats every write that came before it, and its own writes show in the last data.
