@@ -14,8 +14,12 @@
 //!   then. It awaits the commit, so that no thread of the executor waits for a disk.
 //! - **A cookie is a claim.** It is looked up and never adopted: whoever brings a token that means
 //!   no session, because it expired, was logged out in another tab, or was made up, is a new
-//!   visitor. A login moves what is to be kept into a new session under a new token, and ends the
-//!   old session in the same transaction: a token that somebody planted before is worth nothing.
+//!   visitor. A login gives the session a new token, in one commit ([`Session::rotate`]): one that
+//!   somebody planted before is worth nothing, and what another tab writes meanwhile is kept.
+//!
+//! A login also [binds](Session::bind) the session to its user, for a list of devices and for "log out
+//! everywhere", and leaves a word that the next page [shows once](Session::flash). Nobody is asked for a
+//! password: a shop of yours does that first.
 //!
 //! Reading creates nothing: a crawler leaves no session behind. The first thing worth keeping, a
 //! fruit, a note or a name, makes one, and from then on visits are counted.
@@ -28,7 +32,7 @@ use std::env;
 use std::time::Duration;
 
 use axum::extract::{Form, FromRequestParts, State};
-use axum::http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
+use axum::http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE, USER_AGENT};
 use axum::http::{HeaderValue, StatusCode, request};
 use axum::response::{Html, IntoResponse, IntoResponseParts, Redirect, Response, ResponseParts};
 use axum::routing::{get, post};
@@ -37,7 +41,6 @@ use serde::{Deserialize, Serialize};
 use sessile::{Attribute, Container, Error, Policy, Session, Store, Token, Transaction};
 
 const CART: Attribute<Vec<String>> = Attribute::new("cart");
-const NAME: Attribute<String> = Attribute::new("name");
 const NOTE: Attribute<String> = Attribute::new("note");
 const VISITS: Attribute<u64> = Attribute::new("visits");
 
@@ -59,6 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .route("/note", post(write_note))
         .route("/login", post(login))
         .route("/logout", post(logout))
+        .route("/logout-everywhere", post(logout_everywhere))
         .with_state(Shop { store: store.clone(), visitors });
 
     let listener = tokio::net::TcpListener::bind(addr).await?;
@@ -101,10 +105,21 @@ impl Shop {
         }
     }
 
-    /// A session under a token that nobody has seen before.
-    fn create(&self, txn: &Transaction) -> Result<(Session, Token), Error> {
-        let token = Token::random()?;
-        Ok((txn.create(&self.visitors, &token)?, token))
+    /// What is in a session, and where else its user is logged in.
+    fn view(&self, txn: &Transaction, session: &Session) -> Result<View, Error> {
+        let name = session.principal()?;
+        let devices = match &name {
+            Some(name) => txn.sessions_of(&self.visitors, name)?,
+            None => Vec::new(),
+        };
+        Ok(View {
+            name,
+            devices: devices.into_iter().map(|device| device.note).collect(),
+            visits: session.get(VISITS)?.unwrap_or_default(),
+            cart: session.get(CART)?.unwrap_or_default(),
+            note: session.get(NOTE)?,
+            flashes: Vec::new(),
+        })
     }
 
     /// Writes to the visitor's session, or to a new one if there is none.
@@ -118,8 +133,8 @@ impl Shop {
                 work(&session)?;
                 return Ok(Cookie::Keep);
             }
-            let (session, token) = self.create(txn)?;
-            work(&session)?;
+            let token = Token::random()?;
+            work(&txn.create(&self.visitors, &token)?)?;
             Ok(Cookie::Set(token))
         });
         Ok((cookie.await?, Redirect::to("/")))
@@ -134,7 +149,8 @@ async fn page(
     let view = shop.transact(|txn| {
         let Some(session) = shop.find(txn, &visitor)? else { return Ok(None) };
         session.add(VISITS, 1)?;
-        View::of(&session).map(Some)
+        let flashes = session.flashes()?;
+        Ok(Some(View { flashes, ..shop.view(txn, &session)? }))
     });
     let view = view.await?;
     Ok((visitor.cookie(&view), Html(view.unwrap_or_default().html())))
@@ -147,7 +163,7 @@ async fn session(
 ) -> Result<(Cookie, Json<Option<View>>), Trouble> {
     let view = shop.transact(|txn| {
         let session = shop.find(txn, &visitor)?;
-        session.map(|session| View::of(&session)).transpose()
+        session.map(|session| shop.view(txn, &session)).transpose()
     });
     let view = view.await?;
     Ok((visitor.cookie(&view), Json(view)))
@@ -185,25 +201,20 @@ struct Login {
     name: String,
 }
 
-/// A new session under a new token, with what the visitor had; the old one ends in the same commit.
+/// The visitor becomes a user: the session goes on under a new token, and the old one is worth nothing.
 async fn login(
     State(shop): State<Shop>,
     visitor: Visitor,
     Form(Login { name }): Form<Login>,
 ) -> Result<(Cookie, Redirect), Trouble> {
     let token = shop.transact(|txn| {
-        let (new, token) = shop.create(txn)?;
-        if let Some(old) = shop.find(txn, &visitor)? {
-            for kept in [CART.name(), NOTE.name(), VISITS.name()] {
-                if let Some(value) = old.value(kept)? {
-                    new.insert_value(kept, value)?;
-                }
-                // What another tab writes meanwhile must not end with the old session.
-                old.require(kept)?;
-            }
-            old.invalidate()?;
-        }
-        new.insert(NAME, &name)?;
+        let token = Token::random()?;
+        let session = match shop.find(txn, &visitor)? {
+            Some(session) => session.rotate(&token)?,
+            None => txn.create(&shop.visitors, &token)?,
+        };
+        session.bind(&name, &visitor.device)?;
+        session.flash("You are logged in.")?;
         Ok(token)
     });
     Ok((Cookie::Set(token.await?), Redirect::to("/")))
@@ -216,11 +227,29 @@ async fn logout(State(shop): State<Shop>, visitor: Visitor) -> Result<(Cookie, R
     Ok((Cookie::Remove, Redirect::to("/")))
 }
 
+/// Ends every session of the user, those that began a moment ago on another device too.
+async fn logout_everywhere(
+    State(shop): State<Shop>,
+    visitor: Visitor,
+) -> Result<(Cookie, Redirect), Trouble> {
+    let done = shop.transact(|txn| {
+        let Some(session) = shop.find(txn, &visitor)? else { return Ok(()) };
+        match session.principal()? {
+            Some(name) => txn.end_all_of(&shop.visitors, &name),
+            None => session.invalidate(),
+        }
+    });
+    done.await?;
+    Ok((Cookie::Remove, Redirect::to("/")))
+}
+
 /// What the request claims about who sent it.
 struct Visitor {
     /// Whether there was a session cookie at all, be it nonsense.
     claims: bool,
     token: Option<Token>,
+    /// What the browser calls itself, for people to tell their devices apart.
+    device: String,
 }
 
 impl<S: Sync> FromRequestParts<S> for Visitor {
@@ -234,7 +263,9 @@ impl<S: Sync> FromRequestParts<S> for Visitor {
             .filter_map(|cookie| cookie.trim().strip_prefix("session="))
             .collect();
         let token = values.iter().find_map(|value| value.parse().ok());
-        Ok(Visitor { claims: !values.is_empty(), token })
+        let agent = parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let device = agent.unwrap_or("a device").chars().take(100).collect();
+        Ok(Visitor { claims: !values.is_empty(), token, device })
     }
 }
 
@@ -288,7 +319,7 @@ impl IntoResponse for Trouble {
             Error::Busy { .. } | Error::Conflict(_) | Error::Ended => {
                 (StatusCode::SERVICE_UNAVAILABLE, "We are very busy. Please try again.")
             }
-            Error::Limit { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "Your cart is full."),
+            Error::Limit { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "That is more than we keep."),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong."),
         };
         eprintln!("{status}: {}", self.0); // holds no token and no value
@@ -300,25 +331,24 @@ impl IntoResponse for Trouble {
 #[derive(Default, Serialize)]
 struct View {
     name: Option<String>,
+    devices: Vec<String>,
     visits: u64,
     cart: Vec<String>,
     note: Option<String>,
+    /// What is shown once, and by the page only.
+    #[serde(skip)]
+    flashes: Vec<String>,
 }
 
 impl View {
-    fn of(session: &Session) -> Result<Self, Error> {
-        Ok(View {
-            name: session.get(NAME)?,
-            visits: session.get(VISITS)?.unwrap_or_default(),
-            cart: session.get(CART)?.unwrap_or_default(),
-            note: session.get(NOTE)?,
-        })
-    }
-
     fn html(&self) -> String {
         let name = escape(self.name.as_deref().unwrap_or("stranger"));
         let note = escape(self.note.as_deref().unwrap_or_default());
         let visits = self.visits;
+        let flashes: String =
+            self.flashes.iter().map(|flash| format!("<p><b>{}</b></p>", escape(flash))).collect();
+        let devices: String =
+            self.devices.iter().map(|device| format!("<li>{}</li>", escape(device))).collect();
         let mut counts = BTreeMap::<_, usize>::new();
         for fruit in &self.cart {
             *counts.entry(fruit).or_default() += 1;
@@ -335,7 +365,7 @@ impl View {
 <title>The fruit shop</title>
 <style>body {{ font: 1.1em/1.6 sans-serif; max-width: 30em; margin: 2em auto; padding: 0 1em }}</style>
 <h1>The fruit shop</h1>
-<p>Welcome, {name}. Visits: {visits}. <a href="/">Visit again</a></p>
+{flashes}<p>Welcome, {name}. Visits: {visits}. <a href="/">Visit again</a></p>
 <h2>Your cart</h2>
 <ul>{cart}</ul>
 <form method="post" action="/cart">
@@ -350,10 +380,12 @@ impl View {
   <input name="note" value="{note}" maxlength="1000"> <button>Write</button>
 </form>
 <h2>Your account</h2>
+<ul>{devices}</ul>
 <form method="post" action="/login">
   <input name="name" placeholder="Your name" maxlength="100" required> <button>Log in</button>
 </form>
 <form method="post" action="/logout"><button>Log out and forget me</button></form>
+<form method="post" action="/logout-everywhere"><button>Log out everywhere</button></form>
 </html>
 "#
         )

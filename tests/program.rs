@@ -184,6 +184,31 @@ fn a_login_is_safe_from_fixation() {
     }
 }
 
+#[test]
+fn a_logout_everywhere_ends_the_sessions_of_one_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::start(dir.path());
+    let mut client = Client::new(shop.addr);
+    let mut login = |name: &str| {
+        let response = client.send("POST", "/login", "", &[("name", name)]).unwrap();
+        response.cookie("session").expect("a login gives a token").to_owned()
+    };
+    let [phone, laptop, other] = ["ada", "ada", "grace"].map(&mut login);
+    assert_eq!(View::of(&mut client, &phone).unwrap().devices.len(), 2);
+
+    // What the login has to say is said once.
+    let header = format!("session={laptop}");
+    let mut page = || client.send("GET", "/", &header, &[]).unwrap().body;
+    assert_eq!([page(), page()].map(|page| page.contains("You are logged in.")), [true, false]);
+
+    let response = client.send("POST", "/logout-everywhere", &header, &[]).unwrap();
+    assert_eq!(response.cookie("session"), Some(""));
+    assert_eq!(
+        [&phone, &laptop, &other].map(|cookie| View::of(&mut client, cookie).is_some()),
+        [false, false, true]
+    );
+}
+
 /// Asks the program for every session that the clients know of: how many changes were found again.
 fn recall(shop: &Shop, shared: &mut Known, lives: &mut Lives) -> usize {
     let mut client = Client::new(shop.addr);
@@ -333,6 +358,7 @@ fn is_in_order(cart: &[String]) -> bool {
 #[derive(Debug, PartialEq, serde::Deserialize)]
 struct View {
     name: Option<String>,
+    devices: Vec<String>,
     visits: usize,
     cart: Vec<String>,
     note: Option<String>,
@@ -449,7 +475,7 @@ fn share(browser: &mut Browser<'_>, known: &mut Known, round: usize, me: usize) 
 }
 
 /// A guest fills a cart, logs in and mostly logs out, again and again, while a second tab goes on
-/// using the session that is being replaced or ended.
+/// using the session that is being given another token or ended.
 fn come_and_go(
     browser: &mut Browser<'_>,
     tab: &mut Browser<'_>,
@@ -494,7 +520,7 @@ fn come_and_go(
     None
 }
 
-/// Ends a session by posting to `path`, while the second tab writes to it: the answer to the post.
+/// Ends a session, or the use of its cookie, by posting to `path`, while the second tab writes to it: the answer to the post.
 fn race(
     browser: &mut Browser<'_>,
     path: &str,
