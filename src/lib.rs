@@ -42,6 +42,14 @@
 //! into a store from outside, whoever has it open, and changes nothing; the `sessile` command uses it.
 //! Copies are made while others commit: [`Store::backup_to`] makes a store, [`Store::export`] lines of JSON.
 //!
+//! # What a session can do
+//!
+//! - Go on under another key, as at every login: [`Session::rotate`].
+//! - Be somebody's: [`Session::bind`], [`Transaction::sessions_of`]; "log out everywhere" is
+//!   [`Transaction::end_all_of`], and [`Session::end_others`] after a change of the password.
+//! - Live longer than others: [`Session::set_timeout`], "remember me".
+//! - Hold what lasts for a while ([`Session::insert_for`]) and what is shown once ([`Session::flash`]).
+//!
 //! # What is guaranteed
 //!
 //! - **No lost update.** Changes of different attributes of one session are merged. For one
@@ -57,8 +65,9 @@
 //!   of a login that came a moment before too.
 //! - **A snapshot never changes**, whatever is committed while it lives, scans included.
 //! - **What was acknowledged is durable**, and nothing is visible before it is, unless the policy says
-//!   [`Durability::Relaxed`]; when a session was last used is always noted so. If the storage fails in the middle of a commit, that is said
-//!   ([`Error::Unknown`]), and [`Store::fate`] tells what became of it: the store recovers by itself.
+//!   [`Durability::Relaxed`]; when a session was last used is always noted so. If the storage fails in
+//!   the middle of a commit, that is said ([`Error::Unknown`]), and [`Store::fate`] tells what became of
+//!   it: the store recovers by itself.
 //! - **Damage is found**, never taken for data: every row and every batch has a checksum of its own.
 //! - **A session lives longer than its timeout T after its last access, and at most T plus one
 //!   period**, by the store's time: it never goes back, and believes a wall clock that is ahead by
@@ -78,7 +87,7 @@
 //! - A store belongs to one process at a time (others may look), and a container stays in its store for good.
 //! - *Telling of an end twice, never*: a crash right after a listener was told may come before that is
 //!   noted. Then it is told again.
-//! - There is no copy to be had of a store in use. To back one up, close it and copy its directory.
+//! - A directory that is copied while its store is in use is no backup: [`Store::backup_to`] makes one.
 //! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
 //!
 //! # Features
@@ -89,8 +98,8 @@
 //! # The map
 //!
 //! [`docs::architecture`] is the way into the code, [`docs::format`] the bytes on disk,
-//! [`docs::design`] the questions a thoughtful reader asks, [`docs::observability`] what can be watched. In the source, `model` says what the
-//! words mean, `store` how things change, `engine` where they lie.
+//! [`docs::design`] the questions a thoughtful reader asks, [`docs::observability`] what can be watched.
+//! In the source, `model` says what the words mean, `store` how things change, `engine` where they lie.
 
 mod engine;
 mod error;
