@@ -12,10 +12,10 @@ use crate::terminal::{Look, Page};
 
 pub(crate) const HELP: &str = "\
 Checked are the chain of the commit log, every record against its checksum, the expiry index
-against the sessions and the sessions against the index, the counts of the containers, and, unless
-the store is in use, every page of the tables. Nothing is repaired. The exit code is 1 if something
-is wrong. RECORDS and INDEX ROWS are those of the tables; what was committed lately may be in LOG
-BATCHES only.
+against the sessions and the sessions against the index, the same of principals and their sessions,
+the counts of the containers, and, unless the store is in use, every page of the tables. Nothing is
+repaired. The exit code is 1 if something is wrong. RECORDS and INDEX ROWS are those of the tables;
+what was committed lately may be in LOG BATCHES only.
 
 Examples:
   sessile check ./sessions
