@@ -76,7 +76,7 @@ impl Forward {
         Some(Forward {
             from: record.id,
             key: Key::from_hex(&key)?,
-            id: SessionId(u128::from_str_radix(&id, 16).ok()?),
+            id: SessionId::from_hex(&id)?,
             grace: Time::from_micros(grace),
         })
     }

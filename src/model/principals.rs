@@ -27,7 +27,7 @@ pub(crate) fn place(container: ContainerId, principal: &str) -> Place {
 pub(crate) fn sessions(row: &Record) -> impl Iterator<Item = (Key, SessionId)> {
     row.attributes.iter().filter_map(|(name, id)| {
         let id: String = id.value.to()?;
-        Some((Key::from_hex(name)?, SessionId(u128::from_str_radix(&id, 16).ok()?)))
+        Some((Key::from_hex(name)?, SessionId::from_hex(&id)?))
     })
 }
 

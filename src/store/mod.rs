@@ -20,6 +20,7 @@ mod flash;
 mod health;
 mod heat;
 mod housekeeper;
+mod identity;
 mod import;
 mod judge;
 mod listeners;
