@@ -105,6 +105,7 @@ mod engine;
 mod error;
 mod model;
 mod store;
+mod sync;
 mod threads;
 
 pub mod docs;

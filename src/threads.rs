@@ -1,8 +1,7 @@
 //! The one place where threads are started.
 
-use std::thread::{Builder, JoinHandle};
-
 use crate::error::Error;
+use crate::sync::thread::{Builder, JoinHandle};
 
 /// Starts a thread that carries its task in its name.
 #[expect(clippy::disallowed_methods, reason = "the one place")]

@@ -84,3 +84,16 @@ fn files_are_short() {
         assert!(lines <= 600, "{} has {lines} lines of code", path.display());
     }
 }
+
+/// Otherwise `tests/schedules.rs` would explore less than it says.
+#[test]
+fn the_store_waits_with_what_sync_says() {
+    for (path, code) in sources().into_iter().filter(|(path, _)| path.starts_with("store")) {
+        for line in code.lines().filter(|line| line.starts_with("use std::sync")) {
+            let waits = ["Mutex", "RwLock", "Condvar"].iter().any(|word| line.contains(word));
+            assert!(!waits, "{}: `{line}` comes from crate::sync", path.display());
+        }
+    }
+    // Of the channels only that of events, which nobody waits with.
+    only_in(&["sync.rs", "store/events.rs", "store/mod.rs", "lib.rs"], &["crossbeam_channel"]);
+}

@@ -4,7 +4,7 @@
 //! constant time that later changes do not touch.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
@@ -14,6 +14,7 @@ use crate::model::clock::Time;
 use crate::model::container::{ContainerId, Place};
 use crate::model::key::Key;
 use crate::model::session::{Record, Revision};
+use crate::sync::Mutex;
 
 /// The tables of one store.
 #[derive(Clone, Default)]

@@ -1,6 +1,5 @@
 //! The one generator of chance: session ids and back-off. A seed replays a run.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use rand::rngs::{StdRng, SysRng};
@@ -9,6 +8,7 @@ use rand::{RngExt, SeedableRng, TryRng};
 use crate::error::Error;
 use crate::model::session::SessionId;
 use crate::store::lock;
+use crate::sync::Mutex;
 
 #[derive(Debug)]
 pub(crate) struct Chance(Mutex<StdRng>);

@@ -1,13 +1,9 @@
 //! What the parts of an open store share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
-use std::thread::{self, ThreadId};
 use std::time::Duration;
-
-use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
 
 use crate::engine::embedded::disk::Disk;
 use crate::engine::{Engine, Listener, Notice, View};
@@ -29,6 +25,10 @@ use crate::store::outcome::{Report, slot, wake};
 use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
 use crate::store::versions::Versions;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::channel::{SendTimeoutError, Sender, TrySendError};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, RwLock};
 
 /// How much is allowed to pile up.
 #[derive(Clone, Copy, Debug)]

@@ -20,8 +20,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, ThreadId};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -36,6 +35,8 @@ use crate::store::listeners::{self, EndReason, EndedSession};
 use crate::store::pinned::Pinned;
 use crate::store::stats::Counters;
 use crate::store::{Store, lock};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Condvar, Mutex};
 
 /// The ends of one batch of commits, in the order of delivery.
 pub(crate) type EndBatch = Vec<(Arc<EndedSession>, EndReason)>;

@@ -6,13 +6,14 @@
 //! thread always takes the same.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::model::session::Revision;
 use crate::store::core::Core;
 use crate::store::lock;
 use crate::store::snapshots::{SHARDS, shard_of_this_thread};
 use crate::store::versions::Policies;
+use crate::sync::Mutex;
 
 /// All doors of a store.
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 //! What happened, for those who prefer to receive.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -12,6 +12,7 @@ use crate::model::merge::ResolverTrouble;
 use crate::model::session::{Revision, SessionId};
 use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::lock;
+use crate::sync::Mutex;
 
 /// Something that happened in a store. No event holds a token; an ended session's data are behind
 /// its methods, not in its `Debug`.

@@ -7,11 +7,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use crate::error::{Conflict, ConflictReason, Error};
 use crate::store::lock;
 use crate::store::outcome::Report;
+use crate::sync::Mutex;
 
 /// How often transactions met at an attribute: see [`Store::heat`](crate::Store::heat).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

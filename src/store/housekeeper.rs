@@ -7,8 +7,6 @@
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-
 use crate::engine::Gauges;
 use crate::error::{Error, LimitKind};
 use crate::model::container::{ContainerId, Kind};
@@ -19,6 +17,7 @@ use crate::store::events::Event;
 use crate::store::observe;
 use crate::store::outcome::Report;
 use crate::store::pinned::first_row;
+use crate::sync::channel::{Receiver, RecvTimeoutError};
 
 /// How many sessions one commit of the housekeeper looks at: so many, if the log is not too small.
 const BATCH: usize = 256;

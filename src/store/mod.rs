@@ -47,10 +47,9 @@ mod workspace;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, OnceLock, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 
 use crate::engine::{Engine, Recovered};
 use crate::error::Error;
@@ -67,6 +66,9 @@ use crate::store::heat::Heat;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
 use crate::store::versions::Versions;
+use crate::sync::channel::{Sender, bounded};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::threads;
 
 pub use backup::Backup;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::store::core::Core;
 use crate::store::listeners::EndReason;
 use crate::store::lock;
 use crate::store::observe::Watch;
+use crate::sync::{Condvar, Mutex};
 
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]

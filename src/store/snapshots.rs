@@ -5,14 +5,13 @@
 //! versions may go. One that lives too long, or for whose sake too much is kept, is *given up*: it
 //! gets an error at its next use, instead of memory without bound.
 
-use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::model::session::Revision;
 use crate::store::lock;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{self, Mutex};
 
 /// How many locks the snapshots are spread over.
 pub(crate) const SHARDS: usize = 16;
@@ -192,9 +191,5 @@ impl Drop for Held<'_> {
 
 /// A number below [`SHARDS`] that differs between threads, as far as there are so many.
 pub(crate) fn shard_of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static SHARD: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-    }
-    SHARD.get()
+    sync::number_of_this_thread() % SHARDS
 }

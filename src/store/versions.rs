@@ -20,8 +20,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{Commit, View, successor};
@@ -32,6 +31,8 @@ use crate::model::session::{Record, Revision};
 use crate::model::timeslice::NEVER;
 use crate::store::lock;
 use crate::store::pinned::{Page, Pinned, Row, first_row};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// The states of one thing, each from the revision on that is beside it.
 #[derive(Debug)]

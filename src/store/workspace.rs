@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::Error;
 use crate::model::clock::Time;
@@ -25,6 +25,7 @@ use crate::store::lock;
 use crate::store::observe;
 use crate::store::snapshots::Snapshot;
 use crate::store::versions::Policies;
+use crate::sync::{Mutex, MutexGuard};
 
 pub(crate) struct Workspace {
     pub door: Arc<Door>,

@@ -31,11 +31,11 @@ pub(crate) mod viewing;
 #[cfg(test)]
 mod watched;
 
+use crate::sync::thread::JoinHandle;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread::JoinHandle;
 
 use crate::engine::{Batch, Engine, Failure, Gauges, Listener, Notice, Recovered, Taken};
 use crate::error::{Error, LimitKind};
