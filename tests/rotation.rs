@@ -413,6 +413,30 @@ fn a_key_that_was_given_up_can_be_taken_when_nobody_can_have_it_any_more() {
     }
 }
 
+/// Of two sessions that a transaction has changed one goes where the other one has left, when that key
+/// need not be kept any more. To each goes what was wanted of it.
+#[test]
+fn what_was_wanted_of_one_session_does_not_go_to_another() {
+    let (store, shop, clock, _) = one_session(policy().timeout_secs(1).period_secs(1));
+    store.transact(|txn| txn.create(&shop, "bob").map(|_| ())).unwrap();
+    let slow = store.begin().unwrap();
+    found(&slow, &shop, "ada").insert("whose", "Ada's").unwrap();
+    found(&slow, &shop, "bob").insert("whose", "Bob's").unwrap();
+    rotate(&store, &shop, "bob", "bob2");
+    for _ in 0..3 {
+        clock.advance_secs(1);
+        store.transact(|txn| txn.get(&shop, "ada").map(|_| ())).unwrap();
+        store.transact(|txn| txn.get(&shop, "bob2").map(|_| ())).unwrap();
+    }
+    rotate(&store, &shop, "ada", "bob");
+    slow.commit().unwrap();
+    let txn = store.begin().unwrap();
+    for (key, whose) in [("bob", "Ada's"), ("bob2", "Bob's")] {
+        let session = found(&txn, &shop, key);
+        assert_eq!(session.get::<String>("whose").unwrap().as_deref(), Some(whose));
+    }
+}
+
 #[test]
 fn what_is_in_the_way_of_a_rotation_is_said() {
     let (store, shop, _, _) = one_session(policy().limit(2));

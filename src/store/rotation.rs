@@ -50,12 +50,15 @@ impl Round<'_> {
             return Ok(None);
         }
         let mut drafts = drafts.clone();
-        for (from, (to, id)) in gone {
-            let draft = drafts.get_mut(from).expect("it is one of them");
-            let life = draft.lives.remove(0);
+        let leave = |(from, (to, id)): (&Place, (Place, SessionId))| {
+            let life = drafts.get_mut(from).expect("it is one of them").lives.remove(0);
             let base = Arc::new(Record { id, ..Record::clone(&life.base) });
-            let draft = drafts.entry(to).or_insert(Draft::new(None));
-            draft.lives.insert(0, Life { base, ..life });
+            (to, Life { base, ..life })
+        };
+        // All leave before anybody arrives: one may go where another has left.
+        let left: Vec<_> = gone.into_iter().map(leave).collect();
+        for (to, life) in left {
+            drafts.entry(to).or_insert(Draft::new(None)).lives.insert(0, life);
         }
         Ok(Some(drafts))
     }
