@@ -207,6 +207,17 @@ pub enum Error {
     #[error("the storage failed")]
     Storage(#[source] Arc<dyn StdError + Send + Sync>),
 
+    /// A cookie was to be set when the answer was on its way already: begin the session, or log in, before
+    /// that.
+    #[error("the answer is on its way: no token can be given to the visitor any more")]
+    Answered,
+
+    /// A handler asked for the session of a request that has none: the route lacks its layer.
+    #[error(
+        "no sessile::web::SessionLayer on this route: add `.layer(SessionLayer::new(&store, &container))`"
+    )]
+    NoSessionLayer,
+
     /// The operating system gave no random numbers. Do not go on without them.
     #[error("the operating system's random generator failed: {0}")]
     Random(String),
@@ -249,6 +260,8 @@ impl Error {
             | Error::Format { .. }
             | Error::Corrupt { .. }
             | Error::Import { .. }
+            | Error::Answered
+            | Error::NoSessionLayer
             | Error::Random(_) => false,
         }
     }
@@ -283,6 +296,8 @@ impl Error {
             Error::Corrupt { .. } => "corrupt",
             Error::Storage(_) => "storage",
             Error::Import { .. } => "import",
+            Error::Answered => "answered",
+            Error::NoSessionLayer => "no_session_layer",
             Error::Random(_) => "random",
         }
     }
@@ -420,6 +435,22 @@ impl LimitKind {
             LimitKind::PrincipalBytes => return None,
             LimitKind::TransactionBytes => "segment_bytes",
         })
+    }
+}
+
+#[cfg(feature = "web")]
+impl LimitKind {
+    /// Whether it bounds what is in one session, and not how many there are.
+    pub(crate) fn is_of_one_session(self) -> bool {
+        match self {
+            LimitKind::SessionBytes
+            | LimitKind::Attributes
+            | LimitKind::Depth
+            | LimitKind::KeyBytes
+            | LimitKind::PrincipalBytes
+            | LimitKind::TransactionBytes => true,
+            LimitKind::Sessions | LimitKind::PrincipalSessions => false,
+        }
     }
 }
 

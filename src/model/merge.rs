@@ -180,6 +180,8 @@ pub(crate) struct Merged {
     pub names: Vec<Name>,
     /// Those of them that others had changed.
     pub contended: Vec<Name>,
+    /// Those of them that would have been a conflict, had this commit not been to win.
+    pub overruled: BTreeSet<Name>,
 }
 
 /// Everything that a merge depends on besides the three states.
@@ -187,6 +189,8 @@ pub(crate) struct Merged {
 pub(crate) struct Rules<'a> {
     pub policy: &'a Policy,
     pub resolvers: &'a Resolvers,
+    /// Where no rule resolves a conflict at an attribute, this commit wins. A rule that rejects is one.
+    pub later_wins: bool,
 }
 
 /// Refuses if one of these attributes has changed, although the transaction does not write it.
@@ -215,9 +219,11 @@ pub(crate) fn merge(
     let alone = base.attributes.is(&stored.attributes);
     let changed = |name: &str| !alone && version(stored, name) != version(base, name);
     if changes.is_empty() {
-        return Ok(Merged { record: stored.clone(), names: Vec::new(), contended: Vec::new() });
+        let (names, contended, overruled) = Default::default();
+        return Ok(Merged { record: stored.clone(), names, contended, overruled });
     }
     let names = || base.attributes.names().chain(stored.attributes.names());
+    let mut overruled = BTreeSet::new();
 
     let mut record = stored.clone();
     record.revision = revision;
@@ -249,11 +255,19 @@ pub(crate) fn merge(
             let is_kept = |left: &Option<Stamped>| {
                 left.as_ref().is_some_and(|left| left.revision != revision)
             };
-            let put = |name: &str, mine: Plain<'_>| {
+            let mut put = |name: &str, mine: Plain<'_>| {
                 if !changed(name) {
                     return Ok(mine.value.cloned().map(stamp));
                 }
-                by_rule(name, base, stored, mine, rules, revision)
+                match by_rule(name, base, stored, mine, rules, revision) {
+                    Err(Refusal::Conflict(_))
+                        if rules.later_wins && !mine.is_rejected(name, rules) =>
+                    {
+                        overruled.insert(name.into());
+                        Ok(mine.value.cloned().map(stamp))
+                    }
+                    decided => decided,
+                }
             };
             if let Some(reads) = &changes.clear {
                 // A clear is a removal of every attribute that is stored and not set again.
@@ -309,7 +323,7 @@ pub(crate) fn merge(
         false => Vec::new(),
     };
     let contended = names.iter().filter(|name| changed(name)).cloned().collect();
-    Ok(Merged { record, names, contended })
+    Ok(Merged { record, names, contended, overruled })
 }
 
 /// A plain write of an attribute.
@@ -320,6 +334,16 @@ struct Plain<'a> {
     checked: bool,
     /// Goes before the policy's.
     rule: Option<&'a Rule>,
+}
+
+impl<'a> Plain<'a> {
+    fn rule(&self, name: &str, rules: Rules<'a>) -> &'a Rule {
+        self.rule.unwrap_or_else(|| rules.policy.rule_of(name))
+    }
+
+    fn is_rejected(&self, name: &str, rules: Rules<'a>) -> bool {
+        *self.rule(name, rules) == Rule::Reject
+    }
 }
 
 /// A plain write of an attribute that somebody else has written meanwhile: what its rule says.
@@ -336,8 +360,9 @@ fn by_rule(
     let stored = kept.as_ref().map(|attribute| &attribute.value);
     let stamp = |value: Value| Stamped { value, revision };
     let conflict = || Refusal::Conflict(ConflictReason::Attribute(name.to_string()));
-    let Plain { value: mine, checked, rule } = mine;
-    match rule.unwrap_or_else(|| rules.policy.rule_of(name)) {
+    let rule = mine.rule(name, rules);
+    let Plain { value: mine, checked, .. } = mine;
+    match rule {
         Rule::Checked if checked => Err(conflict()),
         Rule::Checked | Rule::LastWriter => Ok(mine.cloned().map(stamp)),
         Rule::FirstWriter => Ok(kept),

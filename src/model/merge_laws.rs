@@ -156,7 +156,7 @@ fn merged_under(
     revision: u64,
 ) -> Result<Record, Refusal> {
     let resolvers = Resolvers::default();
-    let rules = Rules { policy, resolvers: &resolvers };
+    let rules = Rules { policy, resolvers: &resolvers, later_wins: false };
     merge(base, stored, &mine.changes, rules, Revision(revision)).map(|merged| merged.record)
 }
 
@@ -224,6 +224,35 @@ proptest! {
             let (result, proposed) = (shown(result), shown(&life.proposed(Revision(9))));
             for name in life.changes.writes.keys() {
                 prop_assert_eq!(result.get(name), proposed.get(name));
+            }
+        }
+    }
+
+    /// A commit that is to win never conflicts, leaves what the plain merge leaves where that finds
+    /// something, and loses nothing but what it says.
+    #[test]
+    fn who_is_to_win_loses_nothing_else(base in base(), theirs in steps(), mine in steps()) {
+        let stored = merged(&base, &base, &made(&base, &theirs, 3), 3).expect("alone");
+        let mine = made(&base, &mine, 4);
+        let (policy, resolvers) = (Policy::new(), Resolvers::default());
+        let rules = Rules { policy: &policy, resolvers: &resolvers, later_wins: true };
+        let Merged { record, overruled, .. } =
+            merge(&base, &stored, &mine.changes, rules, Revision(4)).expect("it wins");
+        match merged(&base, &stored, &mine, 4) {
+            Ok(plain) => {
+                prop_assert!(overruled.is_empty());
+                prop_assert_eq!(record, plain);
+            }
+            Err(_) => {
+                prop_assert!(!overruled.is_empty());
+                let (left, wanted) = (shown(&record), shown(&mine.proposed(Revision(4))));
+                for name in &overruled {
+                    prop_assert_eq!(left.get(name), wanted.get(name));
+                }
+                let written = written_names(&mine, &stored);
+                for (name, value) in shown(&stored).iter().filter(|(n, _)| !written.contains(*n)) {
+                    prop_assert_eq!(left.get(name), Some(value));
+                }
             }
         }
     }

@@ -52,7 +52,7 @@ use crate::store::events::Event;
 use crate::store::listeners::EndReason;
 use crate::store::lock;
 use crate::store::observe;
-use crate::store::outcome::{Reply, Report, slot};
+use crate::store::outcome::{MergedSession, Reply, Report, slot};
 use crate::store::round::{Rooms, Round};
 use crate::store::stats::Counters;
 use crate::sync::channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
@@ -111,12 +111,16 @@ impl Work {
 pub(crate) struct Intent {
     /// What the transaction saw.
     pub snapshot: Revision,
+    /// Of what, if it has looked up anything after it let go of the snapshot.
+    pub later: Vec<Revision>,
     pub drafts: BTreeMap<Place, Draft>,
     pub policies: BTreeMap<ContainerId, PolicyChange>,
     /// Principals of whom all sessions end, those too that the transaction has not seen.
     pub principals: BTreeSet<(ContainerId, Name)>,
     /// When it is to be acknowledged, if the transaction has said so.
     pub durability: Option<Durability>,
+    /// It wins conflicts at attributes that no rule resolves.
+    pub later_wins: bool,
 }
 
 pub(crate) struct PolicyChange {
@@ -384,7 +388,10 @@ impl Committer<'_> {
         for (_, verdict) in &verdicts {
             self.core.heat.count(verdict);
             match verdict {
-                Ok(report) => Counters::add(&self.core.counters.merges, report.merged.len()),
+                Ok(report) => {
+                    Counters::add(&self.core.counters.merges, report.merged.len());
+                    self.tell_overruled(&report.merged);
+                }
                 Err(Error::Conflict(conflict)) => {
                     Counters::add(&self.core.counters.conflicts, 1);
                     if let ConflictReason::Resolver { name, trouble } = &conflict.reason {
@@ -404,6 +411,18 @@ impl Committer<'_> {
             },
         };
         here.into_iter().for_each(|(reply, verdict)| reply.send(verdict));
+    }
+
+    /// Tells whose writes are lost because a later commit was to win.
+    fn tell_overruled(&self, merged: &[MergedSession]) {
+        for session in merged.iter().filter(|session| !session.overruled.is_empty()) {
+            Counters::add(&self.core.counters.overruled, session.overruled.len());
+            self.core.event(&Event::Overruled {
+                container: session.container.clone(),
+                session: session.key.fingerprint(),
+                attributes: session.overruled.clone(),
+            });
+        }
     }
 
     /// After a failure that leaves unknown what is durable: finds out, as soon as the storage lets

@@ -22,6 +22,7 @@ use crate::store::listeners::Registered;
 use crate::store::lock;
 use crate::store::observe;
 use crate::store::outcome::{Report, slot, wake};
+use crate::store::readers::Readers;
 use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
 use crate::store::versions::Versions;
@@ -62,6 +63,7 @@ pub(crate) struct Core {
     pub events: Events,
     pub counters: Counters,
     pub heat: Heat,
+    pub readers: Readers,
     /// Whether spans and events say which session it was.
     #[cfg(feature = "tracing")]
     pub trace_sessions: bool,
@@ -280,6 +282,9 @@ impl Core {
             batches: count(&counters.batches),
             merges: count(&counters.merges),
             conflicts: count(&counters.conflicts),
+            overruled: count(&counters.overruled),
+            unknown_tokens: count(&counters.unknown_tokens),
+            ambiguous_tokens: count(&counters.ambiguous_tokens),
             retries: count(&counters.retries),
             busy: count(&counters.busy),
             started: count(&counters.started),

@@ -61,6 +61,18 @@ pub enum Event {
         /// Why.
         trouble: ResolverTrouble,
     },
+    /// A commit won where it would have conflicted, because [it was
+    /// to](crate::Transaction::win_conflicts): what others had written to these attributes meanwhile, and
+    /// this one had not seen, is lost. Give them a rule, write them with a merging call, or in
+    /// [`Store::transact`](crate::Store::transact).
+    Overruled {
+        /// The name of the container.
+        container: String,
+        /// The fingerprint of the session's key.
+        session: String,
+        /// The names of the attributes.
+        attributes: Vec<String>,
+    },
     /// The wall clock jumped; the store's time did not.
     Clock(ClockTrouble),
     /// Transactions lived too long; their next use gets
@@ -121,6 +133,18 @@ pub enum Event {
         container: String,
         /// The fingerprint of the session's new key.
         session: String,
+    },
+    /// A request came with a token that means no session: it has expired or ended, or was made up. The
+    /// visitor counts as new, and the token is never used for anything.
+    UnknownToken {
+        /// The name of the container.
+        container: String,
+    },
+    /// A request came with several tokens, so it counts as having none. Perhaps somebody has planted a
+    /// cookie for another path or domain of the site ("cookie tossing").
+    AmbiguousToken {
+        /// The name of the container.
+        container: String,
     },
     /// The housekeeper could not do its work; it will try again.
     SweepFailed {

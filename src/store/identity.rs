@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use crate::error::{Error, LimitKind};
+use crate::model::container::Place;
 use crate::model::key::Key;
 use crate::model::policy::AtLimit;
 use crate::model::session::Principal;
+use crate::model::token::Token;
 use crate::store::principals;
 use crate::store::session::Session;
 
@@ -131,6 +133,46 @@ impl Session {
     pub fn rotate(&self, key: impl Into<Key>) -> Result<Session, Error> {
         let place = (self.place.0, key.into());
         self.workspace.settings(place.0)?.check_key(&place.1)?;
+        if self.workspace.forward(&place)?.is_some() {
+            let container = self.workspace.container(place.0)?.name.to_string();
+            return Err(Error::RotatedKey { container, session: place.1.fingerprint() });
+        }
+        self.move_to(place)
+    }
+
+    /// [Files](Session::rotate) the session under a new random [`Token`]: that is nobody's yet, so nothing
+    /// is read for it.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let (guest, cookie) = store.transact(|txn| {
+    ///     let (session, token) = txn.create_with_token(&visitors)?;
+    ///     Ok((session.id(), token))
+    /// })?.value;
+    /// let fresh = store.transact(|txn| {
+    ///     let session = txn.get(&visitors, &cookie)?.ok_or(Error::Ended)?;
+    ///     Ok(session.rotate_token()?.1)
+    /// })?.value;
+    ///
+    /// let txn = store.begin()?;
+    /// assert!(txn.get(&visitors, &cookie)?.is_none());
+    /// assert_ne!(txn.get(&visitors, &fresh)?.ok_or(Error::Ended)?.id(), guest);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Random`], and those of every call.
+    pub fn rotate_token(&self) -> Result<(Session, Token), Error> {
+        let token = Token::random()?;
+        let place = (self.place.0, token.key());
+        self.workspace.assume_absent(&place)?;
+        Ok((self.move_to(place)?, token))
+    }
+
+    fn move_to(&self, place: Place) -> Result<Session, Error> {
         let id = self.workspace.door.chance.session_id();
         self.workspace.rotate(&self.place, self.id(), &place, id)?;
         Ok(Session::new(Arc::clone(&self.workspace), place, id))

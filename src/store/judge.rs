@@ -12,7 +12,7 @@ use crate::model::draft::{Draft, Life};
 use crate::model::key::Key;
 use crate::model::merge::{Refusal, Resolvers, Rules, merge, require};
 use crate::model::policy::Policy;
-use crate::model::session::{Record, Revision, Size};
+use crate::model::session::{Name, Record, Revision, Size};
 use crate::store::listeners::EndReason;
 use crate::store::outcome::MergedSession;
 
@@ -26,6 +26,8 @@ pub(crate) struct Circumstances<'a> {
     /// The key was given up, and nobody may take it.
     pub is_given_up: bool,
     pub resolvers: &'a Resolvers,
+    /// See [`Rules::later_wins`].
+    pub later_wins: bool,
     pub now: Time,
     /// The number of the commit, if it comes to one.
     pub revision: Revision,
@@ -131,7 +133,8 @@ fn change(
     key: &Key,
     circumstances: Circumstances<'_>,
 ) -> Result<(), Objection> {
-    let Circumstances { container, before, resolvers, now, revision, .. } = circumstances;
+    let Circumstances { container, before, resolvers, later_wins, now, revision, .. } =
+        circumstances;
     let policy = &*container.policy;
     let base = life.base.revision;
     let conflict = |reason, stored| conflict(reason, base, stored, key, circumstances.container);
@@ -182,7 +185,7 @@ fn change(
         judgement.record = None;
         return Ok(());
     }
-    let rules = Rules { policy, resolvers };
+    let rules = Rules { policy, resolvers, later_wins };
     let merged = merge(&life.base, &touched, &life.changes, rules, revision).map_err(refused)?;
     let mut record = merged.record;
     if let Some(principal) = &life.principal {
@@ -190,13 +193,15 @@ fn change(
     }
     // An attribute that has lapsed meanwhile was changed by nobody.
     if !merged.names.is_empty() && stored.revision != life.base.revision {
+        let text = |name: &Name| name.to_string();
         judgement.merged = Some(MergedSession {
             container: container.name.to_string(),
             key: life.rotated.as_ref().map_or(key, |rotation| &rotation.key).clone(),
             base: life.base.revision,
             stored: stored.revision,
-            attributes: merged.names.iter().map(|name| name.to_string()).collect(),
-            contended: merged.contended.iter().map(|name| name.to_string()).collect(),
+            attributes: merged.names.iter().map(text).collect(),
+            contended: merged.contended.iter().map(text).collect(),
+            overruled: merged.overruled.iter().map(text).collect(),
         });
     }
     if let Some(rotation) = &life.rotated {
@@ -269,6 +274,7 @@ mod tests {
             container: &container(policy.clone()),
             is_given_up: false,
             resolvers: &Resolvers::default(),
+            later_wins: false,
             now: Time::from_secs(now),
             revision: Revision(9),
         };

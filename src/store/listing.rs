@@ -31,7 +31,7 @@ pub(crate) struct Listing {
 
 impl Listing {
     pub(crate) fn new(workspace: &Arc<Workspace>, container: ContainerId) -> Result<Self, Error> {
-        let pinned = workspace.door.versions.pin(container, workspace.snapshot.revision());
+        let pinned = workspace.door.versions.pin(container, workspace.scanned()?);
         workspace.check()?;
         let (page, next) = (VecDeque::new(), Some(Key::from("")));
         let workspace = Arc::clone(workspace);

@@ -32,6 +32,7 @@ mod options;
 mod outcome;
 mod pinned;
 mod principals;
+mod readers;
 mod room;
 mod rotation;
 mod round;
@@ -46,6 +47,7 @@ mod workspace;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::{self, Future};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -63,6 +65,7 @@ use crate::store::core::{Core, Told};
 use crate::store::courier::Ends;
 use crate::store::door::Doors;
 use crate::store::heat::Heat;
+use crate::store::readers::Readers;
 use crate::store::snapshots::Snapshots;
 use crate::store::stats::Counters;
 use crate::store::versions::Versions;
@@ -195,6 +198,7 @@ impl Store {
             events: events::Events::default(),
             counters: Counters::default(),
             heat: Heat::default(),
+            readers: Readers::default(),
             #[cfg(feature = "tracing")]
             trace_sessions: options.trace_sessions,
             queue: RwLock::new(Some(queue)),
@@ -371,12 +375,102 @@ impl Store {
         &self,
         mut work: impl FnMut(&Transaction) -> Result<T, Error>,
     ) -> Result<Report<T>, Error> {
+        self.attempts(|txn| {
+            let done = work(&txn);
+            future::ready(Ok((txn, done)))
+        })
+        .await
+    }
+
+    /// [`transact_async`](Store::transact_async) for closures that look up what may not be in memory, such
+    /// as all sessions of a principal: they run on a thread of the store's, so that no thread of the
+    /// executor waits for the disk.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let here = visitors.clone();
+    /// let report = store.spawn_transact(move |txn| txn.end_all_of(&here, "ada")).await?;
+    /// assert!(report.ended.is_empty());
+    /// # Ok::<(), sessile::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`transact`](Store::transact); [`Error::Busy`] if too many closures wait, and
+    /// [`Error::Aborted`] if this one panics.
+    pub async fn spawn_transact<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<Report<T>, Error> {
+        let work = Arc::new(work);
+        self.attempts(|txn| {
+            let work = Arc::clone(&work);
+            readers::run(&self.core, move || {
+                let done = work(&txn);
+                Ok((txn, done))
+            })
+        })
+        .await
+    }
+
+    /// Does something that may wait for the disk on a thread of the store's, so that no thread of an
+    /// executor waits: a look-up in a transaction that is under way, or a look into an older backup.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let txn = store.begin()?;
+    /// let devices = store.spawn(move || txn.sessions_of(&visitors, "ada")).await?;
+    /// assert!(devices.is_empty());
+    /// # Ok::<(), sessile::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the closure returns; [`Error::Busy`] if too many wait, [`Error::Aborted`] if this one panics,
+    /// and [`Error::Closed`].
+    pub async fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        readers::run(&self.core, work).await
+    }
+
+    /// Tells those who receive what has happened above the store.
+    #[cfg(feature = "web")]
+    pub(crate) fn tell(&self, event: &Event) {
+        match event {
+            Event::UnknownToken { .. } => Counters::add(&self.core.counters.unknown_tokens, 1),
+            Event::AmbiguousToken { .. } => Counters::add(&self.core.counters.ambiguous_tokens, 1),
+            _ => {}
+        }
+        self.core.event(event);
+    }
+
+    /// Commits what `run` has done in a transaction, again and again as long as it conflicts.
+    async fn attempts<T, F>(
+        &self,
+        mut run: impl FnMut(Transaction) -> F,
+    ) -> Result<Report<T>, Error>
+    where
+        F: Future<Output = Result<(Transaction, Result<T, Error>), Error>>,
+    {
         let mut attempt = 1;
         loop {
-            // The transaction is over before anything is awaited.
             let txn = self.begin()?;
             let snapshot = txn.revision();
-            let done = match work(&txn) {
+            let (txn, done) = run(txn).await?;
+            // The transaction is over before its commit is awaited.
+            let done = match done {
                 Ok(value) => {
                     let commit = txn.commit_attempt_async(attempt < ATTEMPTS_MAX);
                     commit.await.map(|report| (value, report))
@@ -559,6 +653,7 @@ impl Threads {
         let Threads { housekeeping, housekeeper, committer, courier } = self;
         drop(housekeeping);
         join(housekeeper);
+        core.readers.stop();
         // Listeners may still use the store for what has ended so far.
         core.ends.leave_backlog();
         core.ends.settle(core.clock.elapsed());

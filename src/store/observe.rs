@@ -255,6 +255,29 @@ pub(crate) fn event(core: &Core, event: &Event) {
             container = container,
             "a key was used that its session has given up"
         ),
+        Event::Overruled { container, session, attributes } => tracing::event!(
+            name: "sessile.overruled",
+            target: "sessile",
+            tracing::Level::WARN,
+            session.id = core.trace_sessions.then_some(session),
+            container = container,
+            attributes = ?attributes,
+            "the later of two commits won"
+        ),
+        Event::UnknownToken { container } => tracing::event!(
+            name: "sessile.unknown_token",
+            target: "sessile",
+            tracing::Level::DEBUG,
+            container = container,
+            "a token that means no session"
+        ),
+        Event::AmbiguousToken { container } => tracing::event!(
+            name: "sessile.ambiguous_token",
+            target: "sessile",
+            tracing::Level::WARN,
+            container = container,
+            "a request with several tokens"
+        ),
         Event::ListenerMissing { listener } => tracing::event!(
             name: "sessile.hook_failed",
             target: "sessile",
@@ -285,6 +308,10 @@ pub(crate) fn event(core: &Core, event: &Event) {
         // What happens to single sessions is told by those who cause it.
         _ => {}
     }
+    #[cfg(feature = "metrics")]
+    if let Event::UnknownToken { .. } = event {
+        metrics::counter!("sessile_unknown_tokens_total").increment(1);
+    }
 }
 
 /// Tells a recorder what the figures are.
@@ -297,6 +324,7 @@ pub(crate) fn describe() {
         describe_counter!("sessile_sessions_created_total", Count, "Sessions created.");
         describe_counter!("sessile_sessions_ended_total", Count, "Sessions ended, by reason.");
         describe_counter!("sessile_commits_total", Count, "Transactions committed, by outcome.");
+        describe_counter!("sessile_unknown_tokens_total", Count, "Tokens that meant no session.");
         describe_gauge!("sessile_sessions", Count, "Sessions that have not ended, by container.");
         describe_gauge!("sessile_store_size_bytes", Bytes, "Files of the store.");
         describe_gauge!(

@@ -52,6 +52,9 @@ pub struct MergedSession {
     /// Those of them that others had changed meanwhile, so that a rule, a resolver or the order of the
     /// commits has decided.
     pub contended: Vec<String>,
+    /// Those of them that would have been a conflict, if this transaction had not been [to
+    /// win](crate::Transaction::win_conflicts): what others had written there is lost.
+    pub overruled: Vec<String>,
 }
 
 /// A session that ended.

@@ -127,6 +127,7 @@ impl<'a> Round<'a> {
         let outcome = match work {
             Work::Transaction(intent) => {
                 self.core.check_revoked(intent.snapshot)?;
+                intent.later.iter().try_for_each(|seen| self.core.check_revoked(*seen))?;
                 durability = intent.durability(&self.containers);
                 if intent.only_ends() {
                     kind = Kind::Ends;
@@ -228,6 +229,7 @@ impl<'a> Round<'a> {
                 before: &before.policy,
                 is_given_up,
                 resolvers: &self.core.resolvers,
+                later_wins: intent.later_wins,
                 now: self.now,
                 revision,
             };

@@ -10,6 +10,9 @@ pub(crate) struct Counters {
     pub batches: AtomicU64,
     pub merges: AtomicU64,
     pub conflicts: AtomicU64,
+    pub overruled: AtomicU64,
+    pub unknown_tokens: AtomicU64,
+    pub ambiguous_tokens: AtomicU64,
     pub retries: AtomicU64,
     pub busy: AtomicU64,
     pub started: AtomicU64,
@@ -67,6 +70,14 @@ stats! {
     merges,
     /// Commits refused because of a conflict.
     conflicts,
+    /// Attributes at which a commit won that would have conflicted: see
+    /// [`Transaction::win_conflicts`](crate::Transaction::win_conflicts).
+    overruled,
+    /// Requests whose token meant no session: see [`Event::UnknownToken`](crate::Event::UnknownToken).
+    unknown_tokens,
+    /// Requests that brought several tokens: see
+    /// [`Event::AmbiguousToken`](crate::Event::AmbiguousToken).
+    ambiguous_tokens,
     /// Attempts that `transact` made after the first.
     retries,
     /// Commits refused because the queue stayed full.

@@ -11,6 +11,7 @@ use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
 use crate::model::policy::{AtLimit, Durability, Policy};
 use crate::model::session::{Record, Revision, SessionId};
+use crate::model::token::Token;
 use crate::store::commit::{Intent, Request, Work};
 use crate::store::container::Container;
 use crate::store::door::Door;
@@ -22,6 +23,7 @@ use crate::store::listing::{Keys, Listing, Sessions};
 use crate::store::observe;
 use crate::store::outcome::{Commit, Report, Watched, slot};
 use crate::store::principals::{self, PrincipalSession};
+use crate::store::readers;
 use crate::store::session::Session;
 use crate::store::stats::Counters;
 use crate::store::workspace::Workspace;
@@ -87,6 +89,54 @@ impl Transaction {
         self.reach(self.place(container, key)?, Life::access)
     }
 
+    /// The same as a future: a session that is in memory is there at once, and one that is not is read on
+    /// a thread of the store's, so that no thread of the executor waits for the disk.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let txn = store.begin()?;
+    /// assert!(txn.get_async(&visitors, "ada").await?.is_none());
+    /// # Ok::<(), sessile::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get); [`Error::Busy`] if too many wait to be read.
+    pub async fn get_async(
+        &self,
+        container: &Container,
+        key: impl Into<Key>,
+    ) -> Result<Option<Session>, Error> {
+        self.reach_async(self.place(container, key)?, Life::access).await
+    }
+
+    async fn reach_async(
+        &self,
+        place: Place,
+        work: impl Fn(&mut Life, &Policy, Time) + Send + 'static,
+    ) -> Result<Option<Session>, Error> {
+        if self.workspace.door.versions.is_resident(&place) {
+            return self.reach(place, work);
+        }
+        let lent = Transaction { workspace: Arc::clone(&self.workspace), lent: true };
+        readers::run(self.workspace.core(), move || lent.reach(place, work)).await
+    }
+
+    /// Whether a key was given up for another one by a [rotation](Session::rotate), and that is still
+    /// known: whoever comes with it is late, and not to be taken for somebody who was logged out.
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn is_given_up(&self, container: &Container, key: impl Into<Key>) -> Result<bool, Error> {
+        Ok(self.workspace.forward(&self.place(container, key)?)?.is_some())
+    }
+
     /// The live session under a key; a new one if there is none. An access.
     ///
     /// # Errors
@@ -117,30 +167,67 @@ impl Transaction {
     /// stays usable), and as for [`get`](Transaction::get).
     pub fn create(&self, container: &Container, key: impl Into<Key>) -> Result<Session, Error> {
         let place = self.place(container, key)?;
+        self.workspace.settings(place.0)?.check_key(&place.1)?;
+        let named = || (container.name.to_string(), place.1.fingerprint());
+        let is_taken = |draft: &mut Draft, policy: &Policy, now| draft.live(policy, now).is_some();
+        if self.workspace.with_draft(&place, is_taken)? {
+            let (container, session) = named();
+            return Err(Error::Exists { container, session });
+        }
+        if let Some(forward) = self.workspace.forward(&place)? {
+            self.is_over(&place, &forward)?;
+            let (container, session) = named();
+            return Err(Error::RotatedKey { container, session });
+        }
+        self.start(container, place)
+    }
+
+    /// A new session under a new random [`Token`], which goes to the visitor. That is nobody's yet, so
+    /// nothing is read for it.
+    ///
+    /// ```
+    /// # use sessile::{Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// let token = store.transact(|txn| {
+    ///     let (session, token) = txn.create_with_token(&visitors)?;
+    ///     session.insert("cart", ["tea"])?;
+    ///     Ok(token)
+    /// })?.value;
+    /// assert!(store.begin()?.contains(&visitors, &token)?);
+    /// # Ok::<(), sessile::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Random`], [`Error::Limit`] if the container is full, and as for
+    /// [`get`](Transaction::get).
+    pub fn create_with_token(&self, container: &Container) -> Result<(Session, Token), Error> {
+        let token = Token::random()?;
+        let place = self.place(container, &token)?;
+        self.workspace.assume_absent(&place)?;
+        Ok((self.start(container, place)?, token))
+    }
+
+    /// Begins the life of a session at a place where none is.
+    fn start(&self, container: &Container, place: Place) -> Result<Session, Error> {
         let policy = self.workspace.settings(place.0)?;
-        policy.check_key(&place.1)?;
         let taken = || Error::Exists {
             container: container.name.to_string(),
             session: place.1.fingerprint(),
         };
-        let is_taken = |draft: &Draft, policy: &Policy, now| draft.live(policy, now).is_some();
-        if self.workspace.with_draft(&place, |draft, policy, now| is_taken(draft, policy, now))? {
-            return Err(taken());
-        }
-        if let Some(forward) = self.workspace.forward(&place)? {
-            self.is_over(&place, &forward)?;
-            let (container, session) = (container.name.to_string(), place.1.fingerprint());
-            return Err(Error::RotatedKey { container, session });
-        }
-        // Otherwise the commit makes room.
+        // Otherwise the commit makes room, or says that there is none.
         let is_limited = policy.limit > 0 && policy.at_limit == AtLimit::Reject;
-        if is_limited && self.len_at_most(container, policy.limit)? >= policy.limit {
+        if is_limited
+            && !self.workspace.is_released()
+            && self.len_at_most(container, policy.limit)? >= policy.limit
+        {
             return Err(Error::Limit { limit: LimitKind::Sessions, max: policy.limit });
         }
         let id = self.workspace.door.chance.session_id();
         self.workspace.with_draft(&place, |draft, policy, now| {
             // Another thread with a handle of this transaction may have been faster.
-            if is_taken(draft, policy, now) {
+            if draft.live(policy, now).is_some() {
                 return Err(taken());
             }
             draft.lives.push(Life::created(id, now, policy));
@@ -235,6 +322,19 @@ impl Transaction {
         key: impl Into<Key>,
     ) -> Result<Option<Session>, Error> {
         self.reach(self.place(container, key)?, |_, _, _| ())
+    }
+
+    /// The same as a future, like [`get_async`](Transaction::get_async).
+    ///
+    /// # Errors
+    ///
+    /// As for [`get_async`](Transaction::get_async).
+    pub async fn peek_async(
+        &self,
+        container: &Container,
+        key: impl Into<Key>,
+    ) -> Result<Option<Session>, Error> {
+        self.reach_async(self.place(container, key)?, |_, _, _| ()).await
     }
 
     /// Ends the live session under a key, if there is one.
@@ -447,6 +547,81 @@ impl Transaction {
     pub fn set_durability(&self, durability: Durability) -> Result<(), Error> {
         self.workspace.lock()?.durability = Some(durability);
         Ok(())
+    }
+
+    /// Lets this commit win where an attribute that it has read and written was written by others
+    /// meanwhile, and no rule, resolver or merging write makes one value of the two: what they wrote there
+    /// is lost, instead of this commit. For work that cannot run again, such as what a request has done
+    /// when its answer is there; everything else belongs into
+    /// [`Store::transact`](crate::Store::transact).
+    ///
+    /// It is [told](crate::Event::Overruled) and [counted](crate::Stats::overruled). A session that has
+    /// ended, what was [required](Session::require) or [taken](Session::take), and an attribute whose
+    /// rule is [`Reject`](crate::Rule::Reject) conflict all the same.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "ada")?.insert("page", 1))?;
+    /// let txn = store.begin()?;
+    /// txn.win_conflicts()?;
+    /// let session = txn.get(&visitors, "ada")?.ok_or(Error::Ended)?;
+    /// session.update("page", |page: &mut u32| *page += 1)?;
+    /// store.transact(|txn| txn.get_or_create(&visitors, "ada")?.insert("page", 7))?;
+    ///
+    /// let report = txn.commit()?;
+    /// assert_eq!(report.merged[0].overruled, ["page"]);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn win_conflicts(&self) -> Result<(), Error> {
+        self.workspace.lock()?.later_wins = true;
+        Ok(())
+    }
+
+    /// Whether there is anything to commit but times of access, which ride along with other commits and
+    /// need not be waited for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn has_changes(&self) -> Result<bool, Error> {
+        self.workspace.has_changes()
+    }
+
+    /// Lets go of the snapshot, so that the transaction may live as long as it likes, and nothing is kept
+    /// in memory for it: for work that waits for others, such as a request that streams.
+    ///
+    /// Sessions that were looked up stay as they were seen. One that is looked up from now on is seen as it
+    /// is then, so two of them may show different states. Lists and
+    /// [`len`](Transaction::len) fail with [`Error::SnapshotTooOld`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use sessile::{Error, ManualClock, Options, Policy, Time};
+    /// # let clock = ManualClock::new(Time::from_secs(1_000_000_000));
+    /// # let store = Options::new().clock(clock.clone()).memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+    /// # store.transact(|txn| txn.create(&visitors, "ada")?.insert("page", 1))?;
+    /// let txn = store.begin()?;
+    /// let session = txn.get(&visitors, "ada")?.ok_or(Error::Ended)?;
+    /// txn.release_snapshot()?;
+    /// # clock.elapse(Duration::from_secs(600));
+    /// // Ten minutes later, when a snapshot would long have been given up:
+    /// session.insert("page", 2)?;
+    /// txn.commit()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn release_snapshot(&self) -> Result<(), Error> {
+        self.workspace.release()
     }
 
     /// Marks a point to go back to.

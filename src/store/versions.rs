@@ -232,6 +232,13 @@ impl Versions {
         self.fetch(&place, |history| history.at(snapshot).cloned())
     }
 
+    /// Whether a session lies at a place, and in memory.
+    pub(crate) fn is_resident(&self, place: &Place) -> bool {
+        let place = self.hashed(place);
+        let shard = self.shard(&place);
+        shard.sessions.get(&place).is_some_and(|resident| resident.history.newest.1.is_some())
+    }
+
     /// The session at a place as the last commit left it. For the committer alone.
     pub(crate) fn newest(&self, place: &Place) -> Result<Session, Error> {
         let place = self.hashed(place);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::Error;
 use crate::model::clock::Time;
@@ -16,7 +16,7 @@ use crate::model::forward::{self, Forward};
 use crate::model::key::Key;
 use crate::model::policy::{Durability, Policy};
 use crate::model::principals;
-use crate::model::session::{Name, Record, SessionId};
+use crate::model::session::{Name, Record, Revision, SessionId};
 use crate::store::commit::{Intent, PolicyChange};
 use crate::store::core::Core;
 use crate::store::door::Door;
@@ -30,6 +30,8 @@ use crate::sync::{Mutex, MutexGuard};
 pub(crate) struct Workspace {
     pub door: Arc<Door>,
     pub snapshot: Snapshot,
+    /// The snapshot was let go of before the transaction was over.
+    released: AtomicBool,
     /// The policies as the snapshot shows them.
     policies: Arc<Policies>,
     state: Mutex<State>,
@@ -51,6 +53,8 @@ pub(crate) struct State {
     pub starting: usize,
     /// Whether it was told of a key that was given up: once is enough.
     pub told_of_rotated: bool,
+    /// It wins conflicts at attributes that no rule resolves.
+    pub later_wins: bool,
 }
 
 #[derive(Clone, Default)]
@@ -75,7 +79,8 @@ impl Workspace {
     pub(crate) fn new(door: Arc<Door>) -> Result<Self, Error> {
         let snapshot = door.begin()?;
         let policies = door.policies(snapshot.revision());
-        Ok(Workspace { door, snapshot, policies, state: Mutex::default() })
+        let released = AtomicBool::new(false);
+        Ok(Workspace { door, snapshot, released, policies, state: Mutex::default() })
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -90,7 +95,7 @@ impl Workspace {
         }
         let (now, elapsed) = self.door.times();
         let age = elapsed.saturating_sub(self.snapshot.begun());
-        if age >= self.door.bounds.snapshot_age_max {
+        if age >= self.door.bounds.snapshot_age_max && !self.is_released() {
             return Err(Error::SnapshotTooOld { age });
         }
         self.check()?;
@@ -98,13 +103,58 @@ impl Workspace {
         Ok(state)
     }
 
+    /// Lets go of the snapshot. What was looked up stays as it was seen.
+    pub(crate) fn release(&self) -> Result<(), Error> {
+        // Not while another thread looks something up.
+        let state = self.lock()?;
+        if !self.released.swap(true, Ordering::AcqRel) {
+            drop(state);
+            self.let_go();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+
+    /// What the snapshot holds at a place; what is committed now, if it was let go of.
+    fn look_up(&self, place: &Place) -> Result<Option<Arc<Record>>, Error> {
+        if self.is_released() {
+            let snapshot = self.door.hold()?;
+            return self.door.versions.read(place, snapshot.revision());
+        }
+        let read = self.door.versions.read(place, self.snapshot.revision())?;
+        self.check()?;
+        Ok(read)
+    }
+
+    /// The revision that a scan reads at. There is none once the snapshot was let go of.
+    pub(crate) fn scanned(&self) -> Result<Revision, Error> {
+        match self.is_released() {
+            false => Ok(self.snapshot.revision()),
+            true => Err(self.too_old()),
+        }
+    }
+
+    /// Takes it for granted that nothing lies at a place. If something does, the commit finds it.
+    pub(crate) fn assume_absent(&self, place: &Place) -> Result<(), Error> {
+        let mut state = self.lock()?;
+        state.changes.drafts.entry(place.clone()).or_insert_with(|| Draft::new(None));
+        Ok(())
+    }
+
     /// An error if what the snapshot saw may be gone. Ask after a read.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if !self.door.snapshots.is_given_up(&self.snapshot) {
-            return Ok(());
+        match !self.is_released() && self.door.snapshots.is_given_up(&self.snapshot) {
+            true => Err(self.too_old()),
+            false => Ok(()),
         }
+    }
+
+    fn too_old(&self) -> Error {
         let age = self.door.clock.elapsed().saturating_sub(self.snapshot.begun());
-        Err(Error::SnapshotTooOld { age })
+        Error::SnapshotTooOld { age }
     }
 
     /// A container as the snapshot shows it.
@@ -152,11 +202,9 @@ impl Workspace {
             Some(draft) => draft,
             None => {
                 let watch = observe::load(&self.door, place);
-                let read = self.door.versions.read(place, self.snapshot.revision());
+                let read = self.look_up(place);
                 watch.loaded(&self.door, &read);
-                let base = read?;
-                self.check()?;
-                let base = base.map(|record| record.lapsed(*now));
+                let base = read?.map(|record| record.lapsed(*now));
                 drafts.entry(place.clone()).or_insert(Draft::new(base))
             }
         };
@@ -225,11 +273,6 @@ impl Workspace {
         to: &Place,
         new: SessionId,
     ) -> Result<(), Error> {
-        let name = self.container(to.0)?.name.to_string();
-        let (container, session) = (name, to.1.fingerprint());
-        if self.forward(to)?.is_some() {
-            return Err(Error::RotatedKey { container, session });
-        }
         // Both drafts are there from now on.
         self.with_draft(to, |_, _, _| ())?;
         self.with_draft(from, |_, _, _| ())?;
@@ -241,7 +284,8 @@ impl Workspace {
             return Err(Error::Ended);
         }
         if draft(to).live(policy, *now).is_some() {
-            return Err(Error::Exists { container, session });
+            let container = self.door.container(to.0, &self.snapshot).name.to_string();
+            return Err(Error::Exists { container, session: to.1.fingerprint() });
         }
         let rotation = Rotation { key: to.1.clone(), id: new };
         let drafts = &mut changes.drafts;
@@ -274,8 +318,7 @@ impl Workspace {
             return Ok(None);
         }
         let note = (place.0.of(Kind::Rotated), place.1.clone());
-        let note = self.door.versions.read(&note, self.snapshot.revision())?;
-        self.check()?;
+        let note = self.look_up(&note)?;
         let kept = note.filter(|record| forward::is_kept(record, *now));
         Ok(kept.and_then(|record| Forward::of(&record)))
     }
@@ -286,14 +329,13 @@ impl Workspace {
         id: ContainerId,
         principal: &str,
     ) -> Result<Vec<(Key, Record)>, Error> {
-        let snapshot = self.snapshot.revision();
-        let row = self.door.versions.read(&principals::place(id, principal), snapshot)?;
+        let row = self.look_up(&principals::place(id, principal))?;
         let mut keys = self.drafted(id)?;
         keys.extend(row.iter().flat_map(|row| principals::sessions(row)).map(|(key, _)| key));
         let mut sessions = Vec::new();
         for key in keys {
             let place = (id, key);
-            let base = self.door.versions.read(&place, snapshot)?;
+            let base = self.look_up(&place)?;
             let State { changes, containers, now, .. } = &mut *self.lock()?;
             let policy = self.meanwhile(&changes.policies, containers, id);
             let found = Draft::new(base);
@@ -399,6 +441,14 @@ impl Workspace {
         }
     }
 
+    /// Whether it wants more than to note accesses.
+    pub(crate) fn has_changes(&self) -> Result<bool, Error> {
+        let Changes { drafts, policies, principals } = &self.lock()?.changes;
+        let changes = |life: &Life| life.created_here || life.demands();
+        let any = drafts.values().flat_map(|draft| &draft.lives).any(changes);
+        Ok(any || !policies.is_empty() || !principals.is_empty())
+    }
+
     /// Ends the transaction; what it wants, if that is anything.
     pub(crate) fn finish(&self) -> Result<Option<Intent>, Error> {
         self.finish_with(self.lock()?)
@@ -435,12 +485,21 @@ impl Workspace {
         self.check()?;
         // Under the same lock: what another thread writes from now on fails, and is not lost.
         state.over = true;
-        let durability = state.durability;
+        let State { durability, later_wins, .. } = *state;
         drop(state);
         self.let_go();
         let nothing = drafts.is_empty() && policies.is_empty() && principals.is_empty();
         let snapshot = self.snapshot.revision();
-        Ok((!nothing).then_some(Intent { snapshot, drafts, policies, principals, durability }))
+        let later = match self.is_released() {
+            true => {
+                let lives = drafts.values().flat_map(|draft| &draft.lives);
+                lives.map(|life| life.base.revision).collect()
+            }
+            false => Vec::new(),
+        };
+        let intent =
+            Intent { snapshot, later, drafts, policies, principals, durability, later_wins };
+        Ok((!nothing).then_some(intent))
     }
 
     /// Ends the transaction, unless it is over: handles find that it is.
