@@ -116,6 +116,21 @@ pub enum Error {
     #[error("not a token")]
     Token,
 
+    /// The request has no token. Ask for one to be made:
+    /// [`RequestIds::get_or_create`](crate::web::RequestIds::get_or_create).
+    #[cfg(feature = "web")]
+    #[error("the request has no token")]
+    NoToken,
+
+    /// The settings of a cookie contradict each other or a browser's rules, or a cookie was asked for where
+    /// none are used. Change what the reason names.
+    #[cfg(feature = "web")]
+    #[error("not a cookie: {reason}")]
+    Cookie {
+        /// What is wrong.
+        reason: String,
+    },
+
     /// The store is doing all it can. Try later, or shed load. From a [`Viewer`](crate::Viewer): it
     /// changes faster than it can be looked at, or was opened while it was; look again.
     #[error("the store is busy: {}", busy(*.queued, .waited))]
@@ -263,6 +278,8 @@ impl Error {
             | Error::Answered
             | Error::NoSessionLayer
             | Error::Random(_) => false,
+            #[cfg(feature = "web")]
+            Error::NoToken | Error::Cookie { .. } => false,
         }
     }
 
@@ -284,6 +301,10 @@ impl Error {
             Error::NoContainer { .. } => "no_container",
             Error::Stranger => "stranger",
             Error::Token => "token",
+            #[cfg(feature = "web")]
+            Error::NoToken => "no_token",
+            #[cfg(feature = "web")]
+            Error::Cookie { .. } => "cookie",
             Error::Busy { .. } => "busy",
             Error::Full => "full",
             Error::Unknown { .. } => "unknown",

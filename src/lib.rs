@@ -109,6 +109,8 @@ mod sync;
 mod threads;
 
 pub mod docs;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use crossbeam_channel::Receiver;
 pub use engine::embedded::check::{Checked, Problem};

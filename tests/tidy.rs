@@ -50,6 +50,26 @@ fn only_in(allowed: &[&str], words: &[&str]) {
 fn layers_look_down() {
     only_in(&["store", "lib.rs"], &["crate::store", "store::"]);
     only_in(&["store", "engine"], &["crate::engine"]);
+    only_in(&["web", "lib.rs"], &["crate::web", "mod web"]);
+    uses_what_is_public("web");
+}
+
+/// Fails for every mention of the crate in a folder that is neither the folder itself nor a name that
+/// `lib.rs` gives to users.
+fn uses_what_is_public(folder: &str) {
+    let own = format!("{folder}::");
+    let mut mentions = 0;
+    for (path, code) in sources().into_iter().filter(|(path, _)| path.starts_with(folder)) {
+        for used in code.split("crate::").skip(1) {
+            let names = used.strip_prefix('{').and_then(|used| used.split('}').next());
+            let is_type = used.starts_with(|c: char| c.is_ascii_uppercase());
+            let is_public = names.map_or(is_type, |names| !names.contains("::"));
+            let line = used.lines().next().unwrap_or_default();
+            assert!(is_public || used.starts_with(&own), "{}: crate::{line}", path.display());
+            mentions += 1;
+        }
+    }
+    assert!(mentions > 0, "{folder} mentions nothing: this test has nothing to keep");
 }
 
 #[test]
@@ -61,6 +81,7 @@ fn libraries_stay_behind_their_boundaries() {
     only_in(&["model/value.rs", "model/portable.rs"], &["rmpv::"]);
     only_in(&["engine/memory.rs"], &["rpds::"]);
     only_in(&["store/observe.rs"], &["tracing::", "metrics::"]);
+    only_in(&["web"], &["use cookie::", "form_urlencoded::", "percent_encoding::"]);
 }
 
 #[test]
