@@ -108,6 +108,8 @@ mod store;
 mod sync;
 mod threads;
 
+#[cfg(feature = "axum")]
+mod adapters;
 pub mod docs;
 #[cfg(feature = "web")]
 pub mod web;

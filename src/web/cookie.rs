@@ -129,10 +129,11 @@ impl CookieSettings {
         self.same_site
     }
 
-    /// The header that gives a browser the token.
-    pub(super) fn set(&self, token: &Token, now: Time) -> HeaderValue {
+    /// The header that gives a browser the token, for as long as the settings say, or for `lifetime`.
+    pub(super) fn set(&self, token: &Token, lifetime: Option<Duration>, now: Time) -> HeaderValue {
+        let lifetime = lifetime.map(|lifetime| lifetime.min(LIFETIME_MAX)).or(self.lifetime);
         let end = |lifetime: Duration| now.as_secs().saturating_add(lifetime.as_secs());
-        self.header(&token.expose(), self.lifetime.map(end))
+        self.header(&token.expose(), lifetime.map(end))
     }
 
     /// The header that takes it away.

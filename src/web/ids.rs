@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cookie::Cookie;
 use http::{HeaderMap, HeaderValue, header};
@@ -187,6 +188,7 @@ impl Ids {
             path: request.path.into(),
             https: request.https,
             outgoing: None,
+            lifetime: None,
         };
         let name = self.0.cookie.name();
         let mut first: Option<(Token, Namespace)> = None;
@@ -303,6 +305,8 @@ pub struct RequestIds {
     path: Arc<str>,
     https: bool,
     outgoing: Option<Outgoing>,
+    /// How long the cookie lasts, if not as long as the settings say.
+    lifetime: Option<Duration>,
 }
 
 /// The cookie of the answer.
@@ -393,6 +397,12 @@ impl RequestIds {
         self.held = Some((token, Source::New));
     }
 
+    /// How long cookies of this answer last, instead of what the settings say: for a visitor who is to be
+    /// remembered longer than others. At most 400 days.
+    pub fn set_lifetime(&mut self, lifetime: Option<Duration>) {
+        self.lifetime = lifetime;
+    }
+
     /// Sends the cookie again, so that its lifetime begins anew.
     pub fn renew_cookie(&mut self) {
         if let Some(token) = self.token().cloned() {
@@ -431,7 +441,7 @@ impl RequestIds {
         let is_safe = self.https || *behind_tls_proxy || !cookie.secure();
         let outgoing = self.outgoing.iter().filter(|_| is_safe);
         let header = |outgoing: &Outgoing| match outgoing {
-            Outgoing::Set(token) => cookie.set(token, now),
+            Outgoing::Set(token) => cookie.set(token, self.lifetime, now),
             Outgoing::Remove => cookie.remove(),
         };
         outgoing.map(header).collect()

@@ -5,7 +5,13 @@
 //!   ids.rs      which token a request carries, and how the answer hands it out
 //!   url.rs      ... in a URL
 //!   data.rs     the session that the token means, in a transaction
+//!
+//!   layer.rs    a tower layer: a session for each request, committed before the answer
+//!   session.rs  what its handlers work with, with csrf.rs and stored.rs
 //! ```
+//!
+//! Mostly a program adds a [`SessionLayer`] and asks for a [`Session`] in its handlers. The rest is for those
+//! who have another framework, or want a session in a transaction of their own.
 //!
 //! A visitor's token travels in a cookie, unless the program says that forms or URLs may carry it too.
 //! [`Ids`] holds the settings; [`Ids::read`] looks at the head of a request; [`RequestIds`] is what the
@@ -50,10 +56,17 @@
 //! an argument. No part of this knows a server, and none waits.
 
 mod cookie;
+mod csrf;
 mod data;
 mod ids;
+mod layer;
+mod session;
+mod stored;
 mod url;
 
 pub use cookie::{CookieBuilder, CookieSettings, SameSite};
 pub use data::{ByKey, RequestSessions, UnknownToken};
 pub use ids::{Ambiguity, Disagreement, Ids, Namespace, RequestHead, RequestIds, Source, UrlStyle};
+pub use layer::{Conflicts, Failures, SessionLayer, SessionService, answer_to};
+pub use session::Session;
+pub use stored::{SessionData, Stored};

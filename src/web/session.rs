@@ -1,0 +1,932 @@
+//! The session of a request: looked up when it is asked for, changed in memory, committed once.
+//!
+//! ```text
+//!   request      handler                                   answer
+//!   cookie  -->  load .. get, insert, login ..  -->  commit, then the head with its cookie
+//!                 |                                    |
+//!                 reads the store, once                waits for the disk, once; not if only looked at
+//! ```
+//!
+//! A handler has answered when its changes are committed, so it cannot run again: where others have
+//! written the same attribute meanwhile, and no rule makes one value of the two, the later commit wins
+//! that attribute, and the store [tells](crate::Event::Overruled) of it. What must be done exactly once
+//! ([`take`](Session::take), [`flashes`](Session::flashes)) commits when it is called, and so does
+//! [`transact`](Session::transact), whose closure may run again.
+//!
+//! Nothing here waits for the disk on a thread of the executor: a session that is not in memory is read
+//! by a thread of the store's, and commits are awaited.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::Extensions;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::web::csrf;
+use crate::web::ids::{RequestIds, Source};
+use crate::web::layer::{Conflicts, Failures, Settings};
+use crate::{
+    Amount, ConflictReason, Counts, Error, Event, Gathers, Holds, Key, Named, PrincipalSession,
+    Savepoint, SessionId, Takes, Time, Token, Transaction, Value,
+};
+
+/// The session of the request, as its handler sees it: changes are seen at once, and committed when the
+/// handler has answered, before the answer is on its way.
+///
+/// A visitor who has no session reads nothing from it, and nothing is stored for one who only looks. The
+/// first write begins a session, with a new token in the cookie.
+///
+/// Handles are cheap to clone, and those of one request are one session. With several
+/// [layers](crate::web::SessionLayer) in one program, `R` says whose it is.
+///
+/// ```
+/// use sessile::{Error, web::Session};
+///
+/// async fn add_to_cart(session: Session, fruit: String) -> Result<usize, Error> {
+///     session.append("cart", fruit, 100)?;
+///     Ok(session.get::<Vec<String>>("cart")?.unwrap_or_default().len())
+/// }
+/// ```
+///
+/// # Errors
+///
+/// Calls fail as those of [`sessile::Session`](crate::Session) do, which say more about each. After the
+/// answer is on its way, as in a handler of a WebSocket, they fail with [`Error::TransactionOver`] until
+/// [`reload`](Session::reload) has begun anew.
+pub struct Session<R = ()> {
+    visit: Arc<Visit>,
+    realm: PhantomData<fn() -> R>,
+}
+
+impl<R: 'static> Session<R> {
+    pub(crate) fn of(visit: &Arc<Visit>) -> Self {
+        Session { visit: Arc::clone(visit), realm: PhantomData }
+    }
+
+    /// The session of a request, by what the [layer](crate::web::SessionLayer) has put among its
+    /// extensions. Looks it up, unless somebody has done so before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSessionLayer`], and those of a look-up.
+    pub async fn load(extensions: &Extensions) -> Result<Self, Error> {
+        let visit = Visit::among::<R>(extensions).ok_or(Error::NoSessionLayer)?;
+        visit.load().await?;
+        Ok(Session::of(&visit))
+    }
+
+    /// Which generation of which session this is; `None` as long as there is none.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn id(&self) -> Result<Option<SessionId>, Error> {
+        self.read(|session| Ok(Some(session.id())))
+    }
+
+    /// Whether the visitor has a session.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn exists(&self) -> Result<bool, Error> {
+        Ok(self.visit.stored()?.is_some())
+    }
+
+    /// What the session is filed under: for [`Store::begin`](crate::Store::begin) and what else the store
+    /// can do. `None` as long as there is no session, or before what has given it another key is committed.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn key(&self) -> Result<Option<Key>, Error> {
+        self.read(|session| Ok(Some(session.key().clone())))
+    }
+
+    /// Reads an attribute; `None` if it is absent: [`get`](crate::Session::get).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if it is no `T`, and those of every call.
+    pub fn get<T: DeserializeOwned>(&self, name: impl Holds<T>) -> Result<Option<T>, Error> {
+        self.read(|session| session.get(name))
+    }
+
+    /// Reads an attribute as it is encoded; `None` if it is absent.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn value(&self, name: impl Named) -> Result<Option<Value>, Error> {
+        self.read(|session| session.value(name))
+    }
+
+    /// Whether there is an attribute of this name.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn contains(&self, name: impl Named) -> Result<bool, Error> {
+        self.read(|session| session.contains(name))
+    }
+
+    /// The names of the attributes, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn keys(&self) -> Result<Vec<String>, Error> {
+        self.read(|session| session.keys())
+    }
+
+    /// How many attributes there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn len(&self) -> Result<usize, Error> {
+        self.read(|session| session.len())
+    }
+
+    /// Whether there are no attributes.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Whose session this is: who has [logged in](Session::login).
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn principal(&self) -> Result<Option<String>, Error> {
+        self.read(|session| session.principal())
+    }
+
+    /// When the session was created.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn created(&self) -> Result<Option<Time>, Error> {
+        self.read(|session| session.created().map(Some))
+    }
+
+    /// When its time will be over if the visitor does not come back; `None`: never, or there is none.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn expires(&self) -> Result<Option<Time>, Error> {
+        self.read(|session| session.expires())
+    }
+
+    /// Sets an attribute to any serde value: [`insert`](crate::Session::insert).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn insert<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        self.write(|session| session.insert(name, value))
+    }
+
+    /// The same for a while: [`insert_for`](crate::Session::insert_for).
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Session::insert).
+    pub fn insert_for<V: Serialize>(
+        &self,
+        name: impl Takes<V>,
+        value: V,
+        time: Duration,
+    ) -> Result<(), Error> {
+        self.write(|session| session.insert_for(name, value, time))
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn remove(&self, name: impl Named) -> Result<(), Error> {
+        self.read(|session| session.remove(name))
+    }
+
+    /// Removes all attributes. The session stays: see [`logout`](Session::logout).
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn clear(&self) -> Result<(), Error> {
+        self.read(|session| session.clear())
+    }
+
+    /// Reads an attribute, the default if it is absent, and writes it back changed. If another request
+    /// has changed it meanwhile the later commit wins: prefer [`add`](Session::add) and its kin, which
+    /// merge, or [`transact`](Session::transact), which runs again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn update<T: DeserializeOwned + Serialize + Default>(
+        &self,
+        name: impl Holds<T>,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Error> {
+        self.write(|session| session.update(name, change))
+    }
+
+    /// Adds to a number; absent counts as zero. Merges with what other requests add.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Limit`], and those of every call.
+    pub fn add(&self, name: impl Counts, amount: impl Into<Amount>) -> Result<(), Error> {
+        self.write(|session| session.add(name, amount))
+    }
+
+    /// Raises a number or string to `value` if it is less or absent. Merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn max<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        self.write(|session| session.max(name, value))
+    }
+
+    /// Lowers a number or string to `value` if it is greater or absent. Merges.
+    ///
+    /// # Errors
+    ///
+    /// As for [`max`](Session::max).
+    pub fn min<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        self.write(|session| session.min(name, value))
+    }
+
+    /// Puts an item into a set: a list without duplicates. Merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`], [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn union<I: Serialize>(&self, name: impl Gathers<I>, item: I) -> Result<(), Error> {
+        self.write(|session| session.union(name, item))
+    }
+
+    /// Appends an item to a list and keeps the last `cap` items. Merges: those of all requests are kept.
+    ///
+    /// # Errors
+    ///
+    /// As for [`union`](Session::union).
+    pub fn append<I: Serialize>(
+        &self,
+        name: impl Gathers<I>,
+        item: I,
+        cap: usize,
+    ) -> Result<(), Error> {
+        self.write(|session| session.append(name, item, cap))
+    }
+
+    /// Sets an attribute unless it is there. Merges: of two, the first commit stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn set_if_absent<V: Serialize>(&self, name: impl Takes<V>, value: V) -> Result<(), Error> {
+        self.write(|session| session.set_if_absent(name, value))
+    }
+
+    /// Leaves a value for the next request that shows [`flashes`](Session::flashes), after a redirect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], [`Error::Limit`], and those of every call.
+    pub fn flash(&self, value: impl Serialize) -> Result<(), Error> {
+        self.write(|session| session.flash(value))
+    }
+
+    /// Gives the session a timeout of its own, and the cookie as long a life, so that it outlives the
+    /// browser: "remember me". `None` takes that back. See
+    /// [`set_timeout`](crate::Session::set_timeout).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use sessile::{Error, web::Session};
+    ///
+    /// async fn login(session: Session, name: &str, remember_me: bool) -> Result<(), Error> {
+    ///     // The password was right.
+    ///     session.login(name, "Firefox on Linux").await?;
+    ///     if remember_me {
+    ///         session.set_timeout(Duration::from_secs(30 * 86_400))?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Answered`] if the cookie would come too late, and those of every call.
+    pub fn set_timeout(&self, timeout: impl Into<Option<Duration>>) -> Result<(), Error> {
+        let timeout = timeout.into();
+        self.write(|session| session.set_timeout(timeout))?;
+        self.visit.renew_cookie(timeout.filter(|timeout| !timeout.is_zero()))
+    }
+
+    /// Takes the flash values that wait, the oldest first: of two requests that do so at the same time
+    /// exactly one gets them. **Commits**, with all that the handler has changed so far, unless there are
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if one of them is no `T`, and those of [`transact`](Session::transact).
+    pub async fn flashes<T: DeserializeOwned + Send>(&self) -> Result<Vec<T>, Error> {
+        let flashes = self.take::<Vec<T>>(crate::Session::FLASHES).await?;
+        Ok(flashes.unwrap_or_default())
+    }
+
+    /// Reads an attribute and removes it: of two requests that do so at the same time exactly one gets it.
+    /// **Commits**, with all that the handler has changed so far, unless it is absent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Type`] if it is no `T`, in which case it stays; and those of
+    /// [`transact`](Session::transact).
+    pub async fn take<T: DeserializeOwned + Send>(
+        &self,
+        name: impl Holds<T>,
+    ) -> Result<Option<T>, Error> {
+        if !self.contains(name.name())? {
+            return Ok(None);
+        }
+        let name = name.name().to_owned();
+        let taken = self.visit.transact(false, |session| session.take::<T>(&name)).await?;
+        Ok(taken.flatten())
+    }
+
+    /// Runs a closure on the session as it is stored, **commits** it at once, and runs it again on a
+    /// conflict: for what must not be decided by who comes later. What the handler has changed so far is
+    /// committed before it. A visitor without a session gets one.
+    ///
+    /// ```
+    /// use sessile::{Error, web::Session};
+    ///
+    /// async fn pay(session: Session, price: u64) -> Result<bool, Error> {
+    ///     session.transact(|session| {
+    ///         let credit: u64 = session.get("credit")?.unwrap_or_default();
+    ///         let Some(rest) = credit.checked_sub(price) else { return Ok(false) };
+    ///         session.insert("credit", rest)?;
+    ///         Ok(true)
+    ///     }).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the closure returns, and those of [`Transaction::commit`](crate::Transaction::commit).
+    pub async fn transact<T: Send>(
+        &self,
+        work: impl Fn(&crate::Session) -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
+        Ok(self.visit.transact(true, work).await?.expect("it is created where it is absent"))
+    }
+
+    /// Commits what was changed so far, and goes on with what is stored then: in the middle of an answer
+    /// that streams, or of a conversation over a WebSocket.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Transaction::commit`](crate::Transaction::commit). The changes are given up then.
+    pub async fn commit(&self) -> Result<(), Error> {
+        let done = self.visit.flush().await;
+        let looked_up = self.visit.look_up().await;
+        done.and(looked_up)
+    }
+
+    /// Gives up what was changed and not committed, and goes on with what is stored now.
+    ///
+    /// # Errors
+    ///
+    /// Those of a look-up.
+    pub async fn reload(&self) -> Result<(), Error> {
+        drop(self.visit.close());
+        self.visit.look_up().await
+    }
+
+    /// Makes this the session of a user, by the name that the application has for them, and gives it a
+    /// new token: who knew the old one, or had planted it, knows it no longer. It keeps its attributes.
+    /// `note` tells the user's devices apart, for people.
+    ///
+    /// It is the application that asks for the password, before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] if the user has as many sessions as the
+    /// [policy](crate::Policy::principal_limit) allows, [`Error::Answered`] if the cookie would come too
+    /// late, and those of every call.
+    pub async fn login(&self, principal: &str, note: &str) -> Result<(), Error> {
+        let session = self.rotate()?;
+        let (principal, note) = (principal.to_owned(), note.to_owned());
+        // It may count the sessions of the user, which need not be in memory.
+        self.visit.settings.store.spawn(move || session.bind(&principal, &note)).await
+    }
+
+    /// Gives the session a new token, whenever what its visitor may do has changed. The old one is worth
+    /// nothing once the answer is on its way. A visitor without a session gets one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Answered`] if the cookie would come too late, and those of every call.
+    pub fn renew(&self) -> Result<(), Error> {
+        self.rotate().map(drop)
+    }
+
+    fn rotate(&self) -> Result<crate::Session, Error> {
+        match self.visit.stored_or_new()? {
+            (session, Some(_)) => Ok(session),
+            (session, None) => self.visit.rotate(&session),
+        }
+    }
+
+    /// Ends the session: nobody ever sees it again, and the cookie is removed. It ends even if the handler
+    /// fails after this. What is written after it begins another session.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn logout(&self) -> Result<(), Error> {
+        self.visit.end()
+    }
+
+    /// Ends all sessions of the user, this one too, and those of a login that is under way elsewhere.
+    /// **Commits** that at once; what else the handler has changed of the session goes with it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Transaction::commit`](crate::Transaction::commit), and those of every call.
+    pub async fn logout_everywhere(&self) -> Result<(), Error> {
+        let Some(principal) = self.principal()? else { return self.logout() };
+        let Settings { store, container, .. } = &*self.visit.settings;
+        let container = container.clone();
+        store.spawn_transact(move |txn| txn.end_all_of(&container, &principal)).await?;
+        self.visit.has_ended();
+        self.visit.look_up().await
+    }
+
+    /// Ends the other sessions of the user, as a change of the password should. **Commits**, with all
+    /// that the handler has changed so far.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`transact`](Session::transact).
+    pub async fn logout_others(&self) -> Result<(), Error> {
+        self.visit.flush().await?;
+        self.visit.look_up().await?;
+        let Some(key) = self.key()? else { return Ok(()) };
+        let Settings { store, container, .. } = &*self.visit.settings;
+        let container = container.clone();
+        let others = move |txn: &Transaction| {
+            txn.peek(&container, &key)?.map_or(Ok(()), |session| session.end_others())
+        };
+        store.spawn_transact(others).await.map(drop)
+    }
+
+    /// Where the user is logged in, the oldest session first: all that are stored, this one included if it
+    /// is. Compare with [`id`](Session::id). Empty for who has not logged in.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub async fn devices(&self) -> Result<Vec<PrincipalSession>, Error> {
+        let Some(principal) = self.principal()? else { return Ok(Vec::new()) };
+        let Settings { store, container, .. } = &*self.visit.settings;
+        let (txn, container) = (store.begin()?, container.clone());
+        store.spawn(move || txn.sessions_of(&container, &principal)).await
+    }
+
+    /// Ends one of the user's other sessions; false if it is not there, or not theirs. **Commits** that at
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Transaction::commit`](crate::Transaction::commit), and those of every call.
+    pub async fn logout_device(&self, device: SessionId) -> Result<bool, Error> {
+        let Some(principal) = self.principal()? else { return Ok(false) };
+        let Settings { store, container, .. } = &*self.visit.settings;
+        let container = container.clone();
+        let end = move |txn: &Transaction| {
+            let theirs = txn.sessions_of(&container, &principal)?;
+            match theirs.into_iter().find(|theirs| theirs.id == device) {
+                Some(theirs) => txn.remove(&container, theirs.key),
+                None => Ok(false),
+            }
+        };
+        Ok(store.spawn_transact(end).await?.value)
+    }
+
+    /// A token for the forms of a page, against requests that another site makes in the visitor's name
+    /// (CSRF): put it into a hidden field, and [check](Session::is_csrf_token) it when the form comes back.
+    ///
+    /// It is made of the session's token, is another text each time, and holds until the session gets
+    /// another token, as at a [login](Session::login). A visitor without a session gets one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Random`], [`Error::Answered`], and those of every call.
+    pub fn csrf_token(&self) -> Result<String, Error> {
+        self.visit.stored_or_new()?;
+        let token = self.visit.token().ok_or(Error::Ended)?;
+        csrf::token(&token)
+    }
+
+    /// Whether this is a token that [`csrf_token`](Session::csrf_token) has made for this session.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call.
+    pub fn is_csrf_token(&self, text: &str) -> Result<bool, Error> {
+        let is_there = self.exists()?;
+        let token = self.visit.token().filter(|_| is_there);
+        Ok(token.is_some_and(|token| csrf::is_token(text, &token)))
+    }
+
+    /// What goes with the session where there is one; nothing where there is none.
+    fn read<T: Default>(
+        &self,
+        work: impl FnOnce(&crate::Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.visit.stored()?.map_or_else(|| Ok(T::default()), |session| work(&session))
+    }
+
+    /// What goes with the session; a new one where there is none.
+    fn write<T>(&self, work: impl FnOnce(&crate::Session) -> Result<T, Error>) -> Result<T, Error> {
+        let (session, new) = self.visit.stored_or_new()?;
+        let done = work(&session);
+        if done.is_err() {
+            // Nobody gets a session for what was refused.
+            new.map_or(Ok(()), |begun| self.visit.undo(begun))?;
+        }
+        done
+    }
+}
+
+impl<R> Clone for Session<R> {
+    fn clone(&self) -> Self {
+        Session { visit: Arc::clone(&self.visit), realm: PhantomData }
+    }
+}
+
+impl<R> fmt::Debug for Session<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.visit.stored() {
+            Ok(Some(session)) => write!(f, "{session:?}"),
+            _ => f.write_str("Session(none)"),
+        }
+    }
+}
+
+/// What all handles of one request share.
+pub(crate) struct Visit {
+    pub(crate) settings: Arc<Settings>,
+    /// Whether the request lengthens the session's life.
+    is_activity: bool,
+    state: Mutex<State>,
+}
+
+/// What lies among a request's extensions.
+struct Extension<R>(Arc<Visit>, PhantomData<fn() -> R>);
+
+impl<R> Clone for Extension<R> {
+    fn clone(&self) -> Self {
+        Extension(Arc::clone(&self.0), PhantomData)
+    }
+}
+
+struct State {
+    ids: RequestIds,
+    /// Somebody has looked: the answer is for this visitor alone.
+    looked: bool,
+    /// The head of the answer is made: there are no more cookies.
+    answered: bool,
+    /// A session of this request's has ended.
+    ended: bool,
+    /// The visitor's cookie means no session, and is no late one of a session that has another token now.
+    is_void: bool,
+    open: Option<Open>,
+}
+
+/// A transaction under way.
+struct Open {
+    txn: Transaction,
+    session: Option<crate::Session>,
+    /// As the request found it.
+    found: Option<crate::Session>,
+    begun: Begun,
+    rotated: bool,
+}
+
+/// A point to go back to.
+struct Begun {
+    before: Savepoint,
+    ids: RequestIds,
+}
+
+impl Visit {
+    pub(crate) fn new(settings: &Arc<Settings>, ids: RequestIds, is_activity: bool) -> Arc<Self> {
+        let (looked, answered, ended, is_void, open) = Default::default();
+        let state = Mutex::new(State { ids, looked, answered, ended, is_void, open });
+        Arc::new(Visit { settings: Arc::clone(settings), is_activity, state })
+    }
+
+    pub(crate) fn put_among<R: 'static>(self: &Arc<Self>, extensions: &mut Extensions) {
+        extensions.insert(Extension::<R>(Arc::clone(self), PhantomData));
+    }
+
+    pub(crate) fn among<R: 'static>(extensions: &Extensions) -> Option<Arc<Self>> {
+        extensions.get::<Extension<R>>().map(|extension| Arc::clone(&extension.0))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No panic can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks the session up, if that was not done.
+    pub(crate) async fn load(&self) -> Result<(), Error> {
+        let is_first = {
+            let mut state = self.state();
+            !mem::replace(&mut state.looked, true)
+        };
+        if is_first && self.state().ids.ambiguity().is_some() {
+            let container = self.settings.container.name().to_owned();
+            self.settings.store.tell(&Event::AmbiguousToken { container });
+        }
+        let is_open = self.state().open.is_some();
+        if is_open { Ok(()) } else { self.look_up().await }
+    }
+
+    /// Begins a transaction, and looks up in it what the request's token means.
+    async fn look_up(&self) -> Result<(), Error> {
+        let Settings { store, container, conflicts, .. } = &*self.settings;
+        let token = self.state().ids.token().cloned();
+        let mut txn = store.begin()?;
+        if *conflicts == Conflicts::LaterWins {
+            txn.win_conflicts()?;
+        }
+        let (mut session, mut is_void) = (None, false);
+        if let Some(token) = &token {
+            session = txn.peek_async(container, token).await?;
+            match &session {
+                Some(session) => self.access(&txn, session)?,
+                None => {
+                    let (container, key) = (container.clone(), token.key());
+                    let late = move || Ok((txn.is_given_up(&container, &key)?, txn));
+                    let (is_late, looked) = store.spawn(late).await?;
+                    (txn, is_void) = (looked, !is_late);
+                }
+            }
+        }
+        txn.release_snapshot()?;
+        let before = txn.savepoint()?;
+        let mut state = self.state();
+        if is_void && !state.is_void && !state.ended {
+            store.tell(&Event::UnknownToken { container: container.name().to_owned() });
+        }
+        state.is_void = is_void;
+        let (found, begun) = (session.clone(), Begun { before, ids: state.ids.clone() });
+        // Another handle may have been faster; then this one's look counts for nothing.
+        state.open.get_or_insert(Open { txn, session, found, begun, rotated: false });
+        Ok(())
+    }
+
+    /// Notes that the visitor is here. A cookie that lasts is sent again in time, so that it goes on to
+    /// last as long as they keep coming.
+    fn access(&self, txn: &Transaction, session: &crate::Session) -> Result<(), Error> {
+        let Settings { store, container, ids, .. } = &*self.settings;
+        let own = session.timeout()?.filter(|timeout| !timeout.is_zero());
+        self.state().ids.set_lifetime(own);
+        if !self.is_activity {
+            return Ok(());
+        }
+        let last = session.last_accessed()?;
+        txn.get(container, session.key())?;
+        let lifetime = own.or(ids.cookie_settings().lifetime());
+        if lifetime.is_some_and(|lifetime| is_cookie_due(last, store.now(), lifetime)) {
+            self.state().ids.renew_cookie();
+        }
+        Ok(())
+    }
+
+    fn stored(&self) -> Result<Option<crate::Session>, Error> {
+        let state = self.state();
+        Ok(state.open.as_ref().ok_or(Error::TransactionOver)?.session.clone())
+    }
+
+    fn token(&self) -> Option<Token> {
+        self.state().ids.token().cloned()
+    }
+
+    /// The session, and if it was begun for this, what to go back to.
+    fn stored_or_new(&self) -> Result<(crate::Session, Option<Begun>), Error> {
+        let State { open, ids, answered, .. } = &mut *self.state();
+        let open = open.as_mut().ok_or(Error::TransactionOver)?;
+        if let Some(session) = &open.session {
+            return Ok((session.clone(), None));
+        }
+        if *answered {
+            return Err(Error::Answered);
+        }
+        let begun = Begun { before: open.txn.savepoint()?, ids: ids.clone() };
+        let (session, token) = open.txn.create_with_token(&self.settings.container)?;
+        ids.replace(token);
+        open.session = Some(session.clone());
+        Ok((session, Some(begun)))
+    }
+
+    fn undo(&self, begun: Begun) -> Result<(), Error> {
+        let State { open, ids, .. } = &mut *self.state();
+        let open = open.as_mut().ok_or(Error::TransactionOver)?;
+        open.txn.rollback(begun.before)?;
+        (open.session, *ids) = (None, begun.ids);
+        Ok(())
+    }
+
+    fn rotate(&self, session: &crate::Session) -> Result<crate::Session, Error> {
+        let State { open, ids, answered, .. } = &mut *self.state();
+        let open = open.as_mut().ok_or(Error::TransactionOver)?;
+        if *answered {
+            return Err(Error::Answered);
+        }
+        let (session, token) = session.rotate_token()?;
+        ids.replace(token);
+        (open.rotated, open.session) = (true, Some(session.clone()));
+        Ok(session)
+    }
+
+    fn renew_cookie(&self, lifetime: Option<Duration>) -> Result<(), Error> {
+        let State { ids, answered, .. } = &mut *self.state();
+        match answered {
+            true => Err(Error::Answered),
+            false => {
+                ids.set_lifetime(lifetime);
+                ids.renew_cookie();
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&self) -> Result<(), Error> {
+        let mut state = self.state();
+        let open = state.open.as_mut().ok_or(Error::TransactionOver)?;
+        if let Some(session) = open.session.take() {
+            session.invalidate()?;
+        }
+        state.ended = true;
+        Ok(())
+    }
+
+    /// The session has ended by another transaction.
+    fn has_ended(&self) {
+        let mut state = self.state();
+        (state.ended, state.open) = (true, None);
+    }
+
+    /// Ends the transaction, without a commit.
+    fn close(&self) -> Option<Open> {
+        self.state().open.take()
+    }
+
+    /// Commits what was changed so far.
+    async fn flush(&self) -> Result<(), Error> {
+        let Some(open) = self.close() else { return Ok(()) };
+        let Open { txn, begun, .. } = open;
+        if !txn.has_changes()? {
+            // Times of access ride along, and nobody waits for them.
+            drop(txn.commit_async());
+            return Ok(());
+        }
+        let done = txn.commit_async().await.map(drop);
+        if done.is_err() {
+            // What the visitor would come with is not stored.
+            self.state().ids = begun.ids;
+        }
+        done
+    }
+
+    async fn transact<T: Send>(
+        &self,
+        create: bool,
+        work: impl Fn(&crate::Session) -> Result<T, Error> + Send,
+    ) -> Result<Option<T>, Error> {
+        self.flush().await?;
+        let Settings { store, container, .. } = &*self.settings;
+        let (token, answered) = {
+            let state = self.state();
+            (state.ids.token().cloned(), state.answered)
+        };
+        let done = store.transact_async(|txn| {
+            let found = token.as_ref().map(|token| txn.peek(container, token)).transpose()?;
+            match found.flatten() {
+                Some(session) => Ok(Some((work(&session)?, None))),
+                None if create && answered => Err(Error::Answered),
+                None if create => {
+                    let (session, token) = txn.create_with_token(container)?;
+                    Ok(Some((work(&session)?, Some(token))))
+                }
+                None => Ok(None),
+            }
+        });
+        let done = done.await.map(|report| report.value);
+        if let Ok(Some((_, Some(token)))) = &done {
+            self.state().ids.replace(token.clone());
+        }
+        // The handler goes on with what is stored, whatever came of it.
+        let looked_up = self.look_up().await;
+        let done = done?.map(|(value, _)| value);
+        looked_up.map(|()| done)
+    }
+
+    /// Commits what the handler has done, if that may be; an error must be the answer then.
+    pub(crate) async fn finish(&self, failed: bool) -> Result<(), Error> {
+        let Some(mut open) = self.close() else {
+            self.answer();
+            return Ok(());
+        };
+        if failed && self.settings.failures == Failures::Discard {
+            open.txn.rollback(open.begun.before)?;
+            open.rotated = false;
+            let mut state = self.state();
+            state.ids = open.begun.ids.clone();
+            // A logout holds, whatever comes after it.
+            if state.ended
+                && let Some(session) = &open.found
+            {
+                session.invalidate()?;
+            }
+            open.session = open.found.clone().filter(|_| !state.ended);
+        }
+        let (is_there, rotated) = (open.session.is_some(), open.rotated);
+        let found = open.found.is_some();
+        {
+            let mut state = self.state();
+            state.open = Some(open);
+        }
+        let done = self.flush().await;
+        let mut state = self.state();
+        let done = match done {
+            // Somebody has ended it meanwhile. That is nothing that the visitor should hear of.
+            Err(Error::Conflict(conflict))
+                if conflict.reason == ConflictReason::Ended && found && !rotated =>
+            {
+                state.ended = true;
+                state.flush_cookie();
+                Ok(())
+            }
+            Ok(()) if !is_there && state.has_cookie() && (state.ended || state.is_void) => {
+                state.flush_cookie();
+                Ok(())
+            }
+            done => done,
+        };
+        drop(state);
+        self.answer();
+        done
+    }
+
+    fn answer(&self) {
+        self.state().answered = true;
+    }
+
+    /// What the head of the answer says: whether the session was looked at, and which cookies are set.
+    pub(crate) fn head(&self) -> (bool, Vec<http::HeaderValue>) {
+        let state = self.state();
+        (state.looked, state.ids.set_cookies(self.settings.store.now()))
+    }
+}
+
+impl State {
+    /// Whether the browser has a cookie of ours, or would get one with this answer.
+    fn has_cookie(&self) -> bool {
+        self.ids.claims() || self.ids.source() == Some(Source::New)
+    }
+
+    fn flush_cookie(&mut self) {
+        // Where cookies are no namespace there is none to be removed.
+        let _ = self.ids.flush_cookie();
+    }
+}
+
+/// Whether a cookie that lasts for `lifetime` is to be sent again to a visitor who was here at `last`.
+///
+/// Time is cut into quarters of the lifetime, and the first access in each sends it again. So a visitor
+/// who comes back has at least three quarters of it left, and nothing is remembered for that.
+fn is_cookie_due(last: Time, now: Time, lifetime: Duration) -> bool {
+    let quarter = (lifetime.as_secs() / 4).max(1);
+    last.as_secs() / quarter != now.as_secs() / quarter
+}
