@@ -88,12 +88,38 @@
 //! - *Telling of an end twice, never*: a crash right after a listener was told may come before that is
 //!   noted. Then it is told again.
 //! - A directory that is copied while its store is in use is no backup: [`Store::backup_to`] makes one.
-//! - There is no web framework in here. `examples/shop.rs` is a whole HTTP application.
+//!
+//! # On the web
+//!
+//! With the feature `axum` (or `web`, for any framework on `http` and `tower`) a layer gives each request its
+//! session, commits it before the answer is sent, and takes care of the cookie:
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use sessile::web::{Session, SessionLayer};
+//! use sessile::{Error, Policy, Store};
+//!
+//! async fn visits(session: Session) -> Result<String, Error> {
+//!     session.add("visits", 1)?;
+//!     Ok(format!("visit {}", session.get::<u64>("visits")?.unwrap_or_default()))
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let store = Store::open("sessions")?;
+//!     let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
+//!     let app = Router::new().route("/", get(visits)).layer(SessionLayer::new(&store, &visitors));
+//!     Ok(axum::serve(tokio::net::TcpListener::bind("127.0.0.1:8080").await?, app).await?)
+//! }
+//! ```
 //!
 //! # Features
 //!
-//! Both are off by default: `tracing` shows spans and events, `metrics` counters, gauges and histograms.
-//! [`docs::observability`] lists their names.
+//! All are off by default.
+//!
+//! - `web`: tokens in cookies, forms and URLs, and a tower layer. `axum`: its extractors.
+//! - `tracing` shows spans and events, `metrics` counters, gauges and histograms:
+//!   [`docs::observability`] lists their names.
 //!
 //! # The map
 //!

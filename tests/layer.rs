@@ -619,6 +619,7 @@ async fn a_page_that_polls_keeps_nobody_alive() {
     for _ in 0..12 {
         site.clock.advance_secs(60);
         assert_eq!(browser.get("/look").await.text, "Ada");
+        site.settle();
     }
     site.clock.advance_secs(10 * 60);
     assert_eq!(browser.get("/look").await.text, "");

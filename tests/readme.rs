@@ -1,4 +1,5 @@
-//! The README's quickstart is `examples/quickstart.rs`, to the letter, and does what it says.
+//! The README's quickstarts are `examples/counter.rs` and `examples/quickstart.rs`, to the letter, and do what
+//! it says.
 
 use std::fs;
 use std::path::Path;
@@ -8,15 +9,16 @@ use std::process::Command;
 mod example;
 
 #[test]
-fn the_quickstart_runs_as_it_stands_in_the_readme() {
+fn the_quickstarts_run_as_they_stand_in_the_readme() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let example = fs::read_to_string(root.join("examples/quickstart.rs")).unwrap();
-    let program = &example[example.find("use ").unwrap()..];
-    assert!(readme.contains(program), "README.md must show examples/quickstart.rs");
-    let lines = program.lines().filter(|line| !line.is_empty()).count();
-    assert!(lines <= 15, "a quickstart of {lines} lines");
-
+    for name in ["counter", "quickstart"] {
+        let example = fs::read_to_string(root.join(format!("examples/{name}.rs"))).unwrap();
+        let program = &example[example.find("use ").unwrap()..];
+        assert!(readme.contains(program), "README.md must show examples/{name}.rs");
+        let lines = program.lines().filter(|line| !line.is_empty()).count();
+        assert!(lines <= 15, "a quickstart of {lines} lines");
+    }
     let directory = tempfile::tempdir().unwrap();
     let quickstart = example::built("quickstart");
     for _ in 0..2 {

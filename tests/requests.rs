@@ -222,3 +222,49 @@ fn what_is_not_in_memory_is_read_elsewhere() {
         assert!(matches!(store.spawn(|| Ok(7)).await, Err(Error::Closed)));
     });
 }
+
+/// What others have changed is found by the commit even if it is not in memory any more.
+#[test]
+fn what_was_folded_and_forgotten_meanwhile_is_looked_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options::new().segment_bytes(64 << 10).memory_max(64 << 10).sweep_every(None);
+    let store = options.open(directory.path().join("sessions")).unwrap();
+    let visitors = store.container_with("visitors", Policy::new()).unwrap();
+    let fill = |from: u32| {
+        for n in from..from + 400 {
+            let key = n.to_string();
+            let note = "x".repeat(400);
+            store
+                .transact(|txn| txn.get_or_create(&visitors, &key)?.insert("note", &note))
+                .unwrap();
+        }
+        store.fold().unwrap();
+    };
+    store.transact(|txn| txn.create(&visitors, "ada")?.insert("page", 1)).unwrap();
+    store.transact(|txn| txn.create(&visitors, "eve")?.insert("page", 1)).unwrap();
+    let began = || {
+        let txn = store.begin().unwrap();
+        for key in ["ada", "eve"] {
+            let session = txn.get(&visitors, key).unwrap().unwrap();
+            session.update("page", |page: &mut u32| *page += 1).unwrap();
+        }
+        txn.release_snapshot().unwrap();
+        txn
+    };
+    let (changed, alone) = (began(), began());
+    store.transact(|txn| txn.get_or_create(&visitors, "eve")?.insert("page", 7)).unwrap();
+    fill(0);
+    fill(1_000);
+    assert!(store.stats().resident_sessions < 300, "most of them are not in memory");
+    assert!(matches!(changed.commit(), Err(Error::Conflict(_))));
+    store.transact(|txn| txn.get_or_create(&visitors, "eve")?.insert("page", 1)).unwrap();
+    assert!(matches!(alone.commit(), Err(Error::Conflict(_))));
+    let txn = began();
+    fill(2_000);
+    txn.commit().unwrap();
+    let page = |key: &str| {
+        let txn = store.begin().unwrap();
+        txn.peek(&visitors, key).unwrap().unwrap().get::<u32>("page").unwrap()
+    };
+    assert_eq!((page("ada"), page("eve")), (Some(2), Some(2)));
+}

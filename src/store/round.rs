@@ -220,7 +220,11 @@ impl<'a> Round<'a> {
             outcome.containers.insert(*id, state);
         }
         for (place, draft) in drafts {
-            let stored = self.session(place)?;
+            let stored = match forwarded.is_some() {
+                // It says what lay elsewhere.
+                true => self.session(place)?,
+                false => self.session_found(place, draft, intent.snapshot)?,
+            };
             let is_given_up =
                 draft.lives.iter().any(|life| life.created_here) && self.is_given_up(place)?;
             let before = Arc::clone(&self.containers[&place.0]);
@@ -462,6 +466,22 @@ impl<'a> Round<'a> {
             return Ok(session.clone());
         }
         let session = self.core.versions.newest(place)?;
+        self.sessions.insert(place.clone(), session.clone());
+        Ok(session)
+    }
+
+    /// The same, for a transaction that has found a session there.
+    fn session_found(
+        &mut self,
+        place: &Place,
+        draft: &Draft,
+        snapshot: Revision,
+    ) -> Result<Option<Arc<Record>>, Error> {
+        let found = draft.lives.first().filter(|_| draft.has_base());
+        let (Some(life), false) = (found, self.sessions.contains_key(place)) else {
+            return self.session(place);
+        };
+        let session = self.core.versions.newest_since(place, &life.base, snapshot)?;
         self.sessions.insert(place.clone(), session.clone());
         Ok(session)
     }

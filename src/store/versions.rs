@@ -248,6 +248,28 @@ impl Versions {
         self.fetch(&place, |history| Some(history.newest.1.clone()))
     }
 
+    /// The same for who knows what a snapshot saw there: mostly it is that, and nothing is read.
+    ///
+    /// All that was committed since the checkpoint is in memory. So what is not there has not changed
+    /// since, and if the checkpoint is not newer than the snapshot, not since that either.
+    pub(crate) fn newest_since(
+        &self,
+        place: &Place,
+        seen: &Arc<Record>,
+        snapshot: Revision,
+    ) -> Result<Session, Error> {
+        let place = self.hashed(place);
+        if let Some(resident) = self.shard(&place).sessions.get(&place) {
+            return Ok(resident.history.newest.1.clone());
+        }
+        // Asked after the look: one that came in between would hold what is not in memory any more.
+        let folded = self.checkpoint.read().expect("nothing panics while it is held").1;
+        match folded <= snapshot {
+            true => Ok(Some(Arc::clone(seen))),
+            false => self.fetch(&place, |history| Some(history.newest.1.clone())),
+        }
+    }
+
     /// Reads a session from the tables, and keeps it.
     fn fetch(
         &self,
