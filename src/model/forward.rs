@@ -31,6 +31,8 @@ pub(crate) struct Forward {
     /// Under which key it goes on, and as which session.
     pub key: Key,
     pub id: SessionId,
+    /// When that was.
+    pub since: Time,
     /// Until then the old key leads to it.
     pub grace: Time,
 }
@@ -46,22 +48,22 @@ const NAME: &str = "forward";
 struct Written(String, String, u64);
 
 impl Forward {
-    /// The note of a rotation at `now`.
-    pub(crate) fn record(&self, old: &Record, policy: &Policy, now: Time) -> Record {
+    /// The note of the rotation.
+    pub(crate) fn record(&self, old: &Record, policy: &Policy) -> Record {
         const MONTH_SECS: u64 = 30 * 24 * 60 * 60;
         let lives = match old.timeout_secs().unwrap_or(policy.timeout_secs) {
             0 => MONTH_SECS,
             timeout => timeout.saturating_add(policy.period_secs),
         };
-        let until = now.plus_secs(lives).max(self.grace);
+        let until = self.since.plus_secs(lives).max(self.grace);
         let written = Written(self.key.to_hex(), self.id.to_string(), self.grace.as_micros());
         let value = Value::of(&written).expect("text and numbers can be encoded");
         let attribute = Stamped { value, revision: old.revision };
         Record {
             id: self.from,
             revision: old.revision,
-            created: now,
-            last_accessed: now,
+            created: self.since,
+            last_accessed: self.since,
             last_modified: None,
             slice_end: until,
             bucket: until.as_secs().saturating_add(1),
@@ -77,6 +79,7 @@ impl Forward {
             from: record.id,
             key: Key::from_hex(&key)?,
             id: SessionId::from_hex(&id)?,
+            since: record.created,
             grace: Time::from_micros(grace),
         })
     }
@@ -106,8 +109,9 @@ mod tests {
             let now = Time::from_secs(now);
             let old = Life::created(SessionId(ids.0), now, &policy).proposed(Revision(7));
             let (from, id) = (old.id, SessionId(ids.1));
-            let forward = Forward { from, key: key.into(), id, grace: now.plus_secs(grace) };
-            let record = forward.record(&old, &policy, now);
+            let (since, grace) = (now, now.plus_secs(grace));
+            let forward = Forward { from, key: key.into(), id, since, grace };
+            let record = forward.record(&old, &policy);
             prop_assert_eq!(Forward::of(&record), Some(forward.clone()));
             let later = now.plus_secs(wait);
             if later < forward.grace || old.expiry(&policy).is_none_or(|expiry| later < expiry) {

@@ -104,8 +104,9 @@ impl Round<'_> {
         let to = (from.0, key);
 
         let grace = self.now.plus_secs(policy.rotation_grace_secs);
-        let forward = Forward { from: left.id, key: to.1.clone(), id: record.id, grace };
-        let note = forward.record(&left, &policy, self.now);
+        let (since, key) = (self.now, to.1.clone());
+        let forward = Forward { from: left.id, key, id: record.id, since, grace };
+        let note = forward.record(&left, &policy);
         let notes = (from.0.of(Kind::Rotated), from.1);
         self.session(&notes)?;
         // Before anybody can see it.

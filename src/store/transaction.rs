@@ -127,14 +127,32 @@ impl Transaction {
         readers::run(self.workspace.core(), move || lent.reach(place, work)).await
     }
 
-    /// Whether a key was given up for another one by a [rotation](Session::rotate), and that is still
-    /// known: whoever comes with it is late, and not to be taken for somebody who was logged out.
+    /// When a key was given up for another one by a [rotation](Session::rotate), as long as that is known:
+    /// whoever comes with it shortly after was under way, and is not to be taken for somebody who was
+    /// logged out.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "old")?.insert("cart", ["tea"]))?;
+    /// store.transact(|txn| txn.get(&visitors, "old")?.ok_or(Error::Ended)?.rotate("new").map(drop))?;
+    /// let txn = store.begin()?;
+    /// assert!(txn.given_up(&visitors, "old")?.is_some_and(|when| when <= store.now()));
+    /// assert!(txn.given_up(&visitors, "new")?.is_none());
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// As for [`get`](Transaction::get).
-    pub fn is_given_up(&self, container: &Container, key: impl Into<Key>) -> Result<bool, Error> {
-        Ok(self.workspace.forward(&self.place(container, key)?)?.is_some())
+    pub fn given_up(
+        &self,
+        container: &Container,
+        key: impl Into<Key>,
+    ) -> Result<Option<Time>, Error> {
+        let forward = self.workspace.forward(&self.place(container, key)?)?;
+        Ok(forward.map(|forward| forward.since))
     }
 
     /// The live session under a key; a new one if there is none. An access.
@@ -344,6 +362,35 @@ impl Transaction {
     /// As for [`get`](Transaction::get).
     pub fn remove(&self, container: &Container, key: impl Into<Key>) -> Result<bool, Error> {
         let found = self.reach(self.place(container, key)?, |life, _, _| life.ended = true)?;
+        Ok(found.is_some())
+    }
+
+    /// Ends the session of a key, wherever [rotations](Session::rotate) have put it since: for a logout that
+    /// was under way during a login, with the key of before. Nothing of the session is shown. False if it has
+    /// ended, or the key was given up too long ago.
+    ///
+    /// ```
+    /// # use sessile::{Error, Policy, Store};
+    /// # let store = Store::memory()?;
+    /// # let visitors = store.container_with("visitors", Policy::new())?;
+    /// # store.transact(|txn| txn.create(&visitors, "old")?.insert("cart", ["tea"]))?;
+    /// store.transact(|txn| txn.get(&visitors, "old")?.ok_or(Error::Ended)?.rotate("new").map(drop))?;
+    /// assert!(!store.transact(|txn| txn.remove(&visitors, "old"))?.value);
+    /// assert!(store.transact(|txn| txn.remove_rotated(&visitors, "old"))?.value);
+    /// assert!(!store.begin()?.contains(&visitors, "new")?);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Transaction::get).
+    pub fn remove_rotated(
+        &self,
+        container: &Container,
+        key: impl Into<Key>,
+    ) -> Result<bool, Error> {
+        let end = |life: &mut Life, _: &Policy, _| life.ended = true;
+        let found = self.follow(self.place(container, key)?, end, |_, _| Ok(false))?;
         Ok(found.is_some())
     }
 
@@ -758,8 +805,19 @@ impl Transaction {
     /// lasts.
     fn reach(
         &self,
+        place: Place,
+        work: impl Fn(&mut Life, &Policy, Time),
+    ) -> Result<Option<Session>, Error> {
+        self.follow(place, work, |place, forward| self.is_over(place, forward))
+    }
+
+    /// The live session under a key, or under the one that it was rotated to, unless `is_over` says that it
+    /// is too late for that.
+    fn follow(
+        &self,
         mut place: Place,
         work: impl Fn(&mut Life, &Policy, Time),
+        is_over: impl Fn(&Place, &Forward) -> Result<bool, Error>,
     ) -> Result<Option<Session>, Error> {
         let mut wanted = None;
         for _ in 0..forward::HOPS_MAX {
@@ -776,7 +834,7 @@ impl Transaction {
             let Some(forward) = forward.filter(|f| wanted.is_none_or(|id| f.from == id)) else {
                 return Ok(None);
             };
-            if self.is_over(&place, &forward)? {
+            if is_over(&place, &forward)? {
                 return Ok(None);
             }
             (place.1, wanted) = (forward.key, Some(forward.id));

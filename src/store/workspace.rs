@@ -311,8 +311,8 @@ impl Workspace {
             stayed.and_then(|life| Some((life, life.rotated.clone()?)))
         {
             let policy = self.meanwhile(&changes.policies, containers, place.0);
-            let grace = now.plus_secs(policy.rotation_grace_secs);
-            return Ok(Some(Forward { from: stayed.base.id, key, id, grace }));
+            let (since, grace) = (*now, now.plus_secs(policy.rotation_grace_secs));
+            return Ok(Some(Forward { from: stayed.base.id, key, id, since, grace }));
         }
         if !self.door.has_forwards() {
             return Ok(None);

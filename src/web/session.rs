@@ -54,8 +54,10 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Calls fail as those of [`sessile::Session`](crate::Session) do, which say more about each. After the
-/// answer is on its way, as in a handler of a WebSocket, they fail with [`Error::TransactionOver`] until
+/// Calls fail as those of [`sessile::Session`](crate::Session) do, which say more about each. A request that
+/// was under way while its session got another token, as at a login, finds none; for a minute its writes fail
+/// with [`Error::RotatedKey`], because a session of its own would take the place of that of the login. After
+/// the answer is on its way, as in a handler of a WebSocket, they fail with [`Error::TransactionOver`] until
 /// [`reload`](Session::reload) has begun anew.
 pub struct Session<R = ()> {
     visit: Arc<Visit>,
@@ -448,7 +450,7 @@ impl<R: 'static> Session<R> {
     }
 
     fn rotate(&self) -> Result<crate::Session, Error> {
-        match self.visit.stored_or_new()? {
+        match self.visit.stored_or_new(Why::Login)? {
             (session, Some(_)) => Ok(session),
             (session, None) => self.visit.rotate(&session),
         }
@@ -540,7 +542,7 @@ impl<R: 'static> Session<R> {
     ///
     /// [`Error::Random`], [`Error::Answered`], and those of every call.
     pub fn csrf_token(&self) -> Result<String, Error> {
-        self.visit.stored_or_new()?;
+        self.visit.stored_or_new(Why::Write)?;
         let token = self.visit.token().ok_or(Error::Ended)?;
         csrf::token(&token)
     }
@@ -566,7 +568,7 @@ impl<R: 'static> Session<R> {
 
     /// What goes with the session; a new one where there is none.
     fn write<T>(&self, work: impl FnOnce(&crate::Session) -> Result<T, Error>) -> Result<T, Error> {
-        let (session, new) = self.visit.stored_or_new()?;
+        let (session, new) = self.visit.stored_or_new(Why::Write)?;
         let done = work(&session);
         if done.is_err() {
             // Nobody gets a session for what was refused.
@@ -616,8 +618,10 @@ struct State {
     answered: bool,
     /// A session of this request's has ended.
     ended: bool,
-    /// The visitor's cookie means no session, and is no late one of a session that has another token now.
+    /// The visitor's cookie means no session.
     is_void: bool,
+    /// It did until a moment ago: the session has another token, and the visitor may have that by now.
+    is_late: bool,
     open: Option<Open>,
 }
 
@@ -631,6 +635,14 @@ struct Open {
     rotated: bool,
 }
 
+/// What a session is begun for.
+#[derive(Clone, Copy, PartialEq)]
+enum Why {
+    Write,
+    /// The visitor is somebody else from now on, whatever became of the session before.
+    Login,
+}
+
 /// A point to go back to.
 struct Begun {
     before: Savepoint,
@@ -639,8 +651,8 @@ struct Begun {
 
 impl Visit {
     pub(crate) fn new(settings: &Arc<Settings>, ids: RequestIds, is_activity: bool) -> Arc<Self> {
-        let (looked, answered, ended, is_void, open) = Default::default();
-        let state = Mutex::new(State { ids, looked, answered, ended, is_void, open });
+        let (looked, answered, ended, is_void, is_late, open) = Default::default();
+        let state = Mutex::new(State { ids, looked, answered, ended, is_void, is_late, open });
         Arc::new(Visit { settings: Arc::clone(settings), is_activity, state })
     }
 
@@ -679,15 +691,17 @@ impl Visit {
         if *conflicts == Conflicts::LaterWins {
             txn.win_conflicts()?;
         }
-        let (mut session, mut is_void) = (None, false);
+        let (mut session, mut is_void, mut is_late) = (None, false, false);
         if let Some(token) = &token {
             session = txn.peek_async(container, token).await?;
             match &session {
                 Some(session) => self.access(&txn, session)?,
                 None => {
                     let (container, key) = (container.clone(), token.key());
-                    let late = move || Ok((txn.is_given_up(&container, &key)?, txn));
-                    let (is_late, looked) = store.spawn(late).await?;
+                    let given_up = move || Ok((txn.given_up(&container, &key)?, txn));
+                    let (since, looked) = store.spawn(given_up).await?;
+                    let is_recent = |since: Time| store.now().since(since) < LATE;
+                    is_late = since.is_some_and(is_recent);
                     (txn, is_void) = (looked, !is_late);
                 }
             }
@@ -698,7 +712,7 @@ impl Visit {
         if is_void && !state.is_void && !state.ended {
             store.tell(&Event::UnknownToken { container: container.name().to_owned() });
         }
-        state.is_void = is_void;
+        (state.is_void, state.is_late) = (is_void, is_late);
         let (found, begun) = (session.clone(), Begun { before, ids: state.ids.clone() });
         // Another handle may have been faster; then this one's look counts for nothing.
         state.open.get_or_insert(Open { txn, session, found, begun, rotated: false });
@@ -733,11 +747,14 @@ impl Visit {
     }
 
     /// The session, and if it was begun for this, what to go back to.
-    fn stored_or_new(&self) -> Result<(crate::Session, Option<Begun>), Error> {
-        let State { open, ids, answered, .. } = &mut *self.state();
+    fn stored_or_new(&self, why: Why) -> Result<(crate::Session, Option<Begun>), Error> {
+        let State { open, ids, answered, is_late, .. } = &mut *self.state();
         let open = open.as_mut().ok_or(Error::TransactionOver)?;
         if let Some(session) = &open.session {
             return Ok((session.clone(), None));
+        }
+        if *is_late && why == Why::Write {
+            return Err(self.late(ids.token()));
         }
         if *answered {
             return Err(Error::Answered);
@@ -747,6 +764,14 @@ impl Visit {
         ids.replace(token);
         open.session = Some(session.clone());
         Ok((session, Some(begun)))
+    }
+
+    /// A request that was under way while its session got another token. What it writes must not go into a
+    /// session of its own, whose cookie would take the place of the new one.
+    fn late(&self, token: Option<&Token>) -> Error {
+        let container = self.settings.container.name().to_owned();
+        let session = token.map_or_else(String::new, |token| token.key().fingerprint());
+        Error::RotatedKey { container, session }
     }
 
     fn undo(&self, begun: Begun) -> Result<(), Error> {
@@ -824,22 +849,32 @@ impl Visit {
         create: bool,
         work: impl Fn(&crate::Session) -> Result<T, Error> + Send,
     ) -> Result<Option<T>, Error> {
+        let had_one = self.stored()?.is_some();
         self.flush().await?;
         let Settings { store, container, .. } = &*self.settings;
-        let (token, answered) = {
-            let state = self.state();
-            (state.ids.token().cloned(), state.answered)
+        let (token, answered, is_late) = {
+            let State { ids, answered, is_late, .. } = &*self.state();
+            (ids.token().cloned(), *answered, *is_late)
         };
         let done = store.transact_async(|txn| {
             let found = token.as_ref().map(|token| txn.peek(container, token)).transpose()?;
-            match found.flatten() {
-                Some(session) => Ok(Some((work(&session)?, None))),
-                None if create && answered => Err(Error::Answered),
-                None if create => {
+            if let Some(session) = found.flatten() {
+                return Ok(Some((work(&session)?, None)));
+            }
+            // It may have been given another token since the request has found it. Whoever began under the
+            // old one must not read what came after a login.
+            let is_late = match (&token, had_one) {
+                (Some(token), true) => txn.given_up(container, token)?.is_some(),
+                _ => create && is_late,
+            };
+            match create {
+                _ if is_late => Err(self.late(token.as_ref())),
+                true if answered => Err(Error::Answered),
+                true => {
                     let (session, token) = txn.create_with_token(container)?;
                     Ok(Some((work(&session)?, Some(token))))
                 }
-                None => Ok(None),
+                false => Ok(None),
             }
         });
         let done = done.await.map(|report| report.value);
@@ -877,7 +912,15 @@ impl Visit {
             let mut state = self.state();
             state.open = Some(open);
         }
-        let done = self.flush().await;
+        let done = match self.logged_out_late(is_there) {
+            Some(token) => {
+                let Settings { store, container, .. } = &*self.settings;
+                let (container, key) = (container.clone(), token.key());
+                let end = move |txn: &Transaction| txn.remove_rotated(&container, &key);
+                store.spawn_transact(end).await.map(drop)
+            }
+            None => self.flush().await,
+        };
         let mut state = self.state();
         let done = match done {
             // Somebody has ended it meanwhile. That is nothing that the visitor should hear of.
@@ -897,6 +940,13 @@ impl Visit {
         drop(state);
         self.answer();
         done
+    }
+
+    /// The token of a visitor who logs out with one that was given up a moment ago: what they mean is the
+    /// session that it was given up for.
+    fn logged_out_late(&self, is_there: bool) -> Option<Token> {
+        let State { ids, ended, is_late, .. } = &*self.state();
+        ids.token().filter(|_| *ended && *is_late && !is_there).cloned()
     }
 
     fn answer(&self) {
@@ -921,6 +971,10 @@ impl State {
         let _ = self.ids.flush_cookie();
     }
 }
+
+/// For how long after a rotation a request that comes with the old token counts as one that was under way.
+/// After that it is a visitor whom the new one never reached.
+const LATE: Duration = Duration::from_secs(60);
 
 /// Whether a cookie that lasts for `lifetime` is to be sent again to a visitor who was here at `last`.
 ///
