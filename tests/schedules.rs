@@ -311,3 +311,32 @@ fn a_closed_store_answers_everybody() {
         assert_eq!(store.stats().commits, 2 + added);
     });
 }
+
+/// A task that has asked a thread of the store's is answered, whatever becomes of the store.
+#[test]
+fn who_waits_for_a_reader_is_answered() {
+    explore(|| {
+        let (store, shop, ..) = store(4);
+        let reads = {
+            let (store, shop) = (store.clone(), shop.clone());
+            thread::spawn(move || {
+                shuttle::future::block_on(async {
+                    let txn = store.begin()?;
+                    // Nobody is there, so it is not in memory either.
+                    let found = txn.get_async(&shop, "b").await?;
+                    assert!(found.is_none());
+                    store.spawn_transact(move |txn| txn.end_all_of(&shop, "ada")).await
+                })
+            })
+        };
+        let writes = {
+            let (store, shop) = (store.clone(), shop.clone());
+            thread::spawn(move || add(&store, &shop))
+        };
+        let closes = thread::spawn(move || store.close().map(drop));
+        let read = reads.join().unwrap();
+        assert!(matches!(read, Ok(_) | Err(Error::Closed)), "{read:?}");
+        drop(writes.join().unwrap());
+        closes.join().unwrap().unwrap();
+    });
+}

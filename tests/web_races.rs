@@ -11,6 +11,7 @@
 //!   refused what would begin another session, unless it is a login itself.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "how many histories there were is worth knowing")]
 
 #[path = "support/browser.rs"]
 mod browser;

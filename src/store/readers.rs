@@ -19,7 +19,7 @@ use crate::sync::thread::JoinHandle;
 use crate::threads;
 
 /// How many there are. They wait for the disk, not for a processor.
-const READERS: usize = 4;
+const READERS: usize = if cfg!(shuttle) { 2 } else { 4 };
 
 /// How many jobs wait before the next one is refused.
 const JOBS_MAX: usize = 4_096;
