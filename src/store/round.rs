@@ -178,6 +178,13 @@ impl<'a> Round<'a> {
                 kind = Kind::Ends;
                 outcome
             }
+            Work::Recount { container, uncounted } => {
+                // What was committed since was counted, so the difference is the same.
+                let mut state = ContainerState::clone(&self.containers[container]);
+                state.count = state.count.saturating_add_signed(*uncounted);
+                let containers = [(*container, state)].into();
+                Outcome { containers, ..Outcome::default() }
+            }
         };
         let before = self.commits.len();
         let report = self.accept(outcome, kind)?;
