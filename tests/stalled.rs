@@ -142,7 +142,8 @@ fn a_store_that_is_dropped_leaves_no_commit_in_doubt() {
 #[test]
 fn a_stalled_disk_makes_the_store_busy() {
     const QUEUE_MAX: u64 = 64;
-    const REFUSED: usize = 8 * 50;
+    const PRODUCERS: usize = 64;
+    const REFUSED: usize = PRODUCERS * 6;
     const BYTES: usize = 100_000;
     let budget = Duration::from_millis(10);
     let directory = tempfile::tempdir().unwrap();
@@ -159,9 +160,9 @@ fn a_stalled_disk_makes_the_store_busy() {
     }
     let before = resident_bytes();
     thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..PRODUCERS {
             scope.spawn(|| {
-                for _ in 0..REFUSED / 8 {
+                for _ in 0..REFUSED / PRODUCERS {
                     let txn = store.begin().unwrap();
                     let ada = txn.get(&shop, "ada").unwrap().expect("reads go on");
                     ada.insert("ballast", vec![0x7f; BYTES]).unwrap();
