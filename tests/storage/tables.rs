@@ -211,6 +211,7 @@ fn a_full_disk_takes_ends_and_then_everything_again() {
             let commits: Vec<_> =
                 batch.iter().map(|n| putting_large(&store, &shop, *n).commit_async()).collect();
             next += 8;
+            assert!(next < 1_000 * (round + 1), "a full disk keeps its reserve");
             let before = fresh.len();
             for (n, commit) in batch.into_iter().zip(commits) {
                 match verdict(commit) {

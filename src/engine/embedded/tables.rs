@@ -107,6 +107,21 @@ struct Open {
 #[derive(Default)]
 struct Keeper(Mutex<Option<Database>>);
 
+// redb, once it has panicked, panics again when it is let go of.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let database = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = guarded(|| Ok(drop(database)));
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = guarded(|| Ok(drop(open)));
+    }
+}
+
 impl Tables {
     /// Makes the tables of a new store.
     pub(super) fn create(directory: &Directory) -> Result<(), Error> {
