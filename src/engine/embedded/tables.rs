@@ -111,14 +111,14 @@ struct Keeper(Mutex<Option<Database>>);
 impl Drop for Keeper {
     fn drop(&mut self) {
         let database = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = guarded(|| Ok(drop(database)));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 }
 
 impl Drop for Tables {
     fn drop(&mut self) {
         let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = guarded(|| Ok(drop(open)));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
     }
 }
 
