@@ -2,11 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+use std::io::{self, BufReader, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sessile::{
-    ConflictReason, Container, Error, Event, Key, ManualClock, Options, Policy, Resolution, Rule,
-    Store, Time, Transaction,
+    ConflictReason, Container, Error, Event, ExportOptions, ImportOptions, Key, ManualClock,
+    Options, Policy, Resolution, Rule, Session, Store, Time, Transaction,
 };
 
 fn manual() -> (ManualClock, Options) {
@@ -248,4 +251,127 @@ fn a_damaged_record_keeps_no_other_session_alive() {
     assert_eq!(store.sweep().unwrap().ended, 3);
     assert_eq!(store.begin().unwrap().len(&b).unwrap(), 0);
     store.container_with("a", policy.timeout_secs(400)).unwrap();
+}
+
+/// Panics whatever is done with it.
+struct Trap;
+
+impl Serialize for Trap {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        panic!("it was to be encoded")
+    }
+}
+
+impl<'de> Deserialize<'de> for Trap {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("it was to be decoded")
+    }
+}
+
+impl Default for Trap {
+    fn default() -> Self {
+        panic!("it was to be made")
+    }
+}
+
+impl Read for Trap {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        panic!("it was to be read")
+    }
+}
+
+impl Write for Trap {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        panic!("it was to be written")
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A number that cannot be let go of.
+#[derive(Serialize)]
+struct Sticky(i64);
+
+impl Drop for Sticky {
+    fn drop(&mut self) {
+        panic!("it was to be dropped")
+    }
+}
+
+/// Users bring code with them: values, closures, readers and writers. Whatever of it panics takes with it
+/// what it was called for and nothing else. (Resolvers and listeners: `scripts/conflicts` and
+/// `scripts/listeners`; wakers: `storage`.)
+#[test]
+fn what_panics_takes_nothing_along() {
+    type Site = (&'static str, fn(&Store, &Container));
+    fn visit(store: &Store, shop: &Container, visit: impl Fn(&Session) -> Result<(), Error>) {
+        let visited = store.transact(|txn| {
+            let ada = txn.get(shop, "ada")?.unwrap();
+            ada.insert("x", 0)?;
+            visit(&ada)
+        });
+        visited.map(|_| ()).unwrap();
+    }
+    let sites: [Site; 12] = [
+        ("encode", |store, shop| visit(store, shop, |ada| ada.insert("trap", Trap))),
+        ("append", |store, shop| visit(store, shop, |ada| ada.append("list", Trap, 3))),
+        ("decode", |store, shop| visit(store, shop, |ada| ada.get::<Trap>("y").map(|_| ()))),
+        ("default", |store, shop| visit(store, shop, |ada| ada.update("none", |_: &mut Trap| ()))),
+        ("drop", |store, shop| visit(store, shop, |ada| ada.insert("z", Sticky(1)))),
+        ("update", |store, shop| {
+            visit(store, shop, |ada| ada.update("y", |_: &mut i64| panic!("a change")));
+        }),
+        ("entry", |store, shop| {
+            visit(store, shop, |ada| {
+                ada.entry("none").or_insert_with(|| -> i64 { panic!("a value") }).map(|_| ())
+            });
+        }),
+        ("extend", |store, shop| {
+            let pairs = || (0..).map(|n| if n < 2 { ("z", n) } else { panic!("an iterator") });
+            visit(store, shop, |ada| ada.extend(pairs()));
+        }),
+        ("closure", |store, shop| visit(store, shop, |_| panic!("a transaction"))),
+        ("open", |store, shop| {
+            let txn = store.begin().unwrap();
+            txn.get(shop, "ada").unwrap().unwrap().invalidate().unwrap();
+            txn.create(shop, "bob").unwrap();
+            panic!("between begin and commit");
+        }),
+        ("export", |store, _| drop(store.export(Trap, &ExportOptions::new()))),
+        ("import", |store, _| {
+            let mut whole = Vec::new();
+            store.export(&mut whole, &ExportOptions::new()).unwrap();
+            let cut_off = whole.len() - 10;
+            let from = BufReader::with_capacity(16, whole[..cut_off].chain(Trap));
+            drop(store.import(from, &ImportOptions::new()));
+        }),
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    for options in [None, Some(directory.path().join("store"))] {
+        let store = match options {
+            None => Options::new().memory(),
+            Some(path) => Options::new().segment_bytes(64 << 10).open(path),
+        };
+        let store = store.unwrap();
+        let shop = store.container_with("shop", Policy::new()).unwrap();
+        store.transact(|txn| txn.create(&shop, "ada")?.insert("y", 7)).unwrap();
+        let mut n = 0;
+        for (name, site) in sites.iter().flat_map(|site| [site; 3]) {
+            n += 1;
+            insert(&store, &shop, "x", n);
+            let revision = store.stats().revision;
+            let panicked = catch_unwind(AssertUnwindSafe(|| site(&store, &shop)));
+            assert!(panicked.is_err(), "nothing panics in {name}");
+            assert_eq!(store.stats().revision, revision, "{name} has changed something");
+            assert_eq!(store.stats().snapshots, 0, "{name} leaves a snapshot");
+            let txn = store.begin().unwrap();
+            assert_eq!(txn.len(&shop).unwrap(), 1);
+            let ada = txn.peek(&shop, "ada").unwrap().unwrap();
+            assert_eq!(ada.get::<i64>("x").unwrap(), Some(n), "after {name}");
+            assert_eq!(ada.keys().unwrap(), ["x", "y"]);
+        }
+        store.close().unwrap();
+    }
 }

@@ -9,7 +9,7 @@ use std::error::Error as _;
 use std::fs;
 use std::path::Path;
 
-use sessile::{Error, Options, Policy, Store};
+use sessile::{Error, Options, Policy, Store, Viewer};
 
 /// Refused, and every byte still there.
 fn refused(path: &Path, wanted: impl Fn(&Error) -> bool) {
@@ -229,11 +229,15 @@ mod processes {
 
     impl Process {
         fn start(program: &Path, path: &Path, umask: &str, user: Option<u32>) -> Self {
+            Self::run("processes::opens_a_store", program, path, umask, user)
+        }
+
+        fn run(deed: &str, program: &Path, path: &Path, umask: &str, user: Option<u32>) -> Self {
             let mut command = Command::new("sh");
             command
                 .args(["-c", "umask \"$1\" && shift && exec \"$@\"", "sh", umask])
                 .arg(program)
-                .args(["--exact", "processes::opens_a_store", "--ignored", "--nocapture"])
+                .args(["--exact", deed, "--ignored", "--nocapture"])
                 .env(PATH, path)
                 .current_dir("/")
                 .stdin(Stdio::piped())
@@ -267,17 +271,29 @@ mod processes {
     fn opens_a_store() {
         let Some(path) = env::var_os(PATH) else { return };
         let opened = Store::open(PathBuf::from(path));
-        let said = match &opened {
-            Ok(store) => {
-                let shop = store.container_with("shop", Policy::new()).unwrap();
-                store.transact(|txn| txn.get_or_create(&shop, "ada").map(|_| ())).unwrap();
-                "open".to_owned()
-            }
-            Err(error) => match error.source() {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            },
-        };
+        let said = opened.as_ref().map(|store| {
+            let shop = store.container_with("shop", Policy::new()).unwrap();
+            store.transact(|txn| txn.get_or_create(&shop, "ada").map(|_| ())).unwrap();
+            "open".to_owned()
+        });
+        say(said);
+    }
+
+    #[test]
+    #[ignore = "it is run by another one, in a process of its own"]
+    fn looks_into_a_store() {
+        let Some(path) = env::var_os(PATH) else { return };
+        let viewer = Viewer::open(PathBuf::from(path));
+        let ada = |viewer: &Viewer| viewer.session("shop", "ada").unwrap().is_some();
+        say(viewer.as_ref().map(|viewer| format!("ada is there: {}", ada(viewer))));
+    }
+
+    /// Tells the other process, and waits until it has heard enough.
+    fn say(said: Result<String, &Error>) {
+        let said = said.unwrap_or_else(|error| match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        });
         let mut stdout = io::stdout();
         writeln!(stdout, "store: {said}").unwrap();
         stdout.flush().unwrap();
@@ -372,6 +388,16 @@ mod processes {
             assert!(!refused || contents(&path) == before, "{name} {mode:o}");
             set(&file, 0o600);
         }
+        // Who may only read cannot open it, and may look.
+        let files = || fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+        files().for_each(|file| set(&file, 0o400));
+        set(&path, 0o500);
+        let before = contents(&path);
+        assert!(open(&path).ends_with("Permission denied (os error 13)"));
+        let look = "processes::looks_into_a_store";
+        assert_eq!(Process::run(look, &program, &path, "022", user).end(), "ada is there: true");
+        assert!(contents(&path) == before, "to look has changed something");
+        files().for_each(|file| set(&file, 0o600));
         set(&path, 0o000);
         let said = open(&path);
         let wanted = format!("the storage failed: {}: Permission denied", path.display());

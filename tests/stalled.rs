@@ -20,7 +20,7 @@ use sessile::{Commit, Container, Error, Options, Policy, Report, Store};
 use watched::{Observer, Operation, Side, Watched};
 
 /// How long to wait for what must not take long.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Gate {
@@ -49,6 +49,15 @@ impl Gate {
     fn wait(&self) {
         let state = self.state.lock().unwrap();
         drop(self.changed.wait_while(state, |state| !state.met).unwrap());
+    }
+}
+
+/// Lets a store that fails its test be closed.
+struct Opener<'a>(&'a Gate);
+
+impl Drop for Opener<'_> {
+    fn drop(&mut self) {
+        self.0.open();
     }
 }
 
@@ -109,6 +118,7 @@ fn a_store_that_is_dropped_leaves_no_commit_in_doubt() {
     let path = directory.path().join("store");
     let gate = Arc::default();
     let (store, shop) = store(&gate, &path, Options::new());
+    let _opener = Opener(&gate);
 
     gate.close();
     let mut commits = vec![visit(&store, &shop, 0)];
@@ -142,7 +152,8 @@ fn a_store_that_is_dropped_leaves_no_commit_in_doubt() {
 #[test]
 fn a_stalled_disk_makes_the_store_busy() {
     const QUEUE_MAX: u64 = 64;
-    const REFUSED: usize = 8 * 50;
+    const PRODUCERS: usize = 64;
+    const REFUSED: usize = PRODUCERS * 16;
     const BYTES: usize = 100_000;
     let budget = Duration::from_millis(10);
     let directory = tempfile::tempdir().unwrap();
@@ -150,6 +161,7 @@ fn a_stalled_disk_makes_the_store_busy() {
     let gate = Arc::default();
     let options = Options::new().queue_max(QUEUE_MAX as usize).wait_budget(budget);
     let (store, shop) = store(&gate, &path, options);
+    let _opener = Opener(&gate);
 
     gate.close();
     let mut commits = vec![visit(&store, &shop, 0)];
@@ -159,12 +171,12 @@ fn a_stalled_disk_makes_the_store_busy() {
     }
     let before = resident_bytes();
     thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..PRODUCERS {
             scope.spawn(|| {
-                for _ in 0..REFUSED / 8 {
+                for _ in 0..REFUSED / PRODUCERS {
                     let txn = store.begin().unwrap();
                     let ada = txn.get(&shop, "ada").unwrap().expect("reads go on");
-                    ada.insert("ballast", vec![0x7f; BYTES]).unwrap();
+                    ada.insert("ballast", "x".repeat(BYTES)).unwrap();
                     match txn.commit() {
                         Err(Error::Busy { queued, waited, .. }) => {
                             assert!(queued as u64 <= QUEUE_MAX, "{queued} are queued");

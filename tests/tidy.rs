@@ -1,9 +1,12 @@
-//! Reads the sources and keeps them what `architecture.md` says they are.
+//! Reads the sources and keeps them what `architecture.md` says they are, and what is said of the tests true.
 
+#![expect(clippy::print_stdout, reason = "a test says what it could not do")]
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Every source file of the library with the code in it: comments and tests are left out.
 fn sources() -> Vec<(PathBuf, String)> {
@@ -119,4 +122,90 @@ fn the_store_waits_with_what_sync_says() {
     }
     // Of the channels only that of events, which nobody waits with.
     only_in(&["sync.rs", "store/events.rs", "store/mod.rs", "lib.rs"], &["crossbeam_channel"]);
+}
+
+/// The names of the tests in a file of this repository.
+fn tests_in(path: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+    let text = text.unwrap_or_else(|error| panic!("{path}: {error}"));
+    let mut found = BTreeSet::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim_start) {
+        is_test |= line == "#[test]";
+        if let Some((name, _)) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('('))
+            && std::mem::take(&mut is_test)
+        {
+            found.insert(name.to_owned());
+        }
+    }
+    found
+}
+
+/// The table names tests, and then the file that they are in. Files that hold no tests are read by one.
+#[test]
+fn the_tests_that_meet_faults_are_there() {
+    let table = include_str!("FAULTS.md");
+    let mut rows = BTreeSet::new();
+    let mut named = 0;
+    for line in table.lines().filter(|line| line.starts_with("| G-R") || line.starts_with("| S")) {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [row, _, expected, tests] = cells[..] else { panic!("four cells: {line}") };
+        assert!(rows.insert(row), "{row} is there twice");
+        assert!(!expected.is_empty() && tests.contains(" in `tests/"), "{row} has no test");
+        let mut names = Vec::new();
+        for quoted in tests.split('`').skip(1).step_by(2) {
+            if !quoted.contains('/') {
+                names.push(quoted);
+                continue;
+            }
+            let there = tests_in(quoted);
+            for name in names.drain(..) {
+                assert!(there.contains(name), "{row}: {quoted} has no test `{name}`");
+                named += 1;
+            }
+        }
+        assert!(names.is_empty(), "{row}: in which file is {names:?}?");
+    }
+    let kinds = "1 2 3 4 5 6 7 8 9 10 11a 13 14 15 17".split(' ').map(|row| format!("G-R{row}"));
+    let wanted = kinds.chain((1..=21).map(|case| format!("S{case:02}")));
+    let missing: Vec<_> = wanted.filter(|row| !rows.contains(row.as_str())).collect();
+    assert!(missing.is_empty() && named > 60, "{missing:?} missing, {named} tests named");
+}
+
+/// Otherwise nobody would notice that `tests/planted/run` has nothing to plant any more.
+#[test]
+fn planted_faults_can_still_be_planted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = fs::read_dir(root.join("tests/planted")).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let patches: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|it| it == "patch")).collect();
+    assert!(patches.len() >= 24, "{} faults", patches.len());
+    for patch in &patches {
+        let text = fs::read_to_string(patch).unwrap();
+        let words: Vec<_> = text.lines().next().unwrap_or_default().split(' ').collect();
+        let ["Caught", "by:", "cargo", "test", "--test", binary, "--", "--exact", test] = words[..]
+        else {
+            panic!("{} does not begin with its test", patch.display());
+        };
+        let file = match test.split_once("::") {
+            Some((module, _)) => format!("tests/{binary}/{module}.rs"),
+            None => format!("tests/{binary}.rs"),
+        };
+        let name = test.rsplit("::").next().unwrap();
+        assert!(tests_in(&file).contains(name), "{}: no test `{test}`", patch.display());
+    }
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(arguments).current_dir(root).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !git(&["ls-files", "--error-unmatch", "tests/planted/run"]) {
+        println!("this is no checkout, or there is no git: nobody looks whether patches apply");
+        return;
+    }
+    for patch in &patches {
+        let applies = git(&["apply", "--check", patch.to_str().unwrap()]);
+        assert!(applies, "{} does not apply any more: make it again", patch.display());
+    }
 }

@@ -165,8 +165,9 @@ pub(crate) enum Notice {
     FoldFailed(Error),
     /// A session's record is damaged: it is absent from now on.
     Damaged(Place),
-    /// A container's count is not that of its sessions.
-    Miscounted(ContainerId),
+    /// A container's count is not that of its sessions: there are so many more, or fewer, or nobody can
+    /// tell (0).
+    Miscounted { container: ContainerId, uncounted: i64 },
 }
 
 /// A place where committed sessions lie.

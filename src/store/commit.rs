@@ -91,6 +91,11 @@ pub(crate) enum Work {
     Acknowledge {
         ends: Vec<Key>,
     },
+    /// A container has so many sessions more than it says, or fewer.
+    Recount {
+        container: ContainerId,
+        uncounted: i64,
+    },
 }
 
 impl Work {
@@ -102,7 +107,7 @@ impl Work {
             Work::Sweep { .. } | Work::Refile { .. } => bound,
             Work::Transaction(intent) if intent.ends_many() => bound,
             Work::Transaction(_) | Work::Make { .. } => bound.saturating_mul(16),
-            Work::Acknowledge { .. } => u64::MAX,
+            Work::Acknowledge { .. } | Work::Recount { .. } => u64::MAX,
         }
     }
 }

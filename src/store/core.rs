@@ -343,7 +343,15 @@ impl Listener for Told {
             Notice::Damaged((container, key)) => {
                 Event::Damaged { container: name(container), session: key.fingerprint() }
             }
-            Notice::Miscounted(container) => Event::Miscounted { container: name(container) },
+            Notice::Miscounted { container, uncounted } => {
+                if uncounted != 0 {
+                    // The engine must not wait for the committer. If there is no room, or no store any more,
+                    // the next one to open it finds out again.
+                    let work = Work::Recount { container, uncounted };
+                    let _ = core.try_submit(Request { work, reply: slot().0 });
+                }
+                Event::Miscounted { container: name(container) }
+            }
         });
     }
 }

@@ -120,7 +120,8 @@ pub enum Event {
         /// The fingerprint of the session's key.
         session: String,
     },
-    /// A container's count is not the number of its sessions.
+    /// A container's count was not the number of its sessions. It is corrected, unless its records cannot
+    /// be counted.
     Miscounted {
         /// The name of the container.
         container: String,

@@ -179,6 +179,13 @@ impl<'a> Round<'a> {
                 kind = Kind::Ends;
                 outcome
             }
+            Work::Recount { container, uncounted } => {
+                // What was committed since was counted, so the difference is the same.
+                let mut state = ContainerState::clone(&self.containers[container]);
+                state.count = state.count.saturating_add_signed(*uncounted);
+                let containers = [(*container, state)].into();
+                Outcome { containers, ..Outcome::default() }
+            }
         };
         let before = self.commits.len();
         let report = self.accept(outcome, kind)?;
@@ -518,7 +525,8 @@ impl<'a> Round<'a> {
             return too_much();
         }
         // Only after other commits of the same request: before it there is room for one, however large.
-        self.has_overflowed = self.weight + weight > self.weight_max.saturating_mul(2);
+        let batch_max = self.weight_max.saturating_mul(2);
+        self.has_overflowed = self.weight + weight > batch_max;
         if self.has_overflowed || kind != Kind::Ends && self.weight + weight > self.room {
             return Err(Error::Full);
         }
@@ -559,6 +567,10 @@ impl<'a> Round<'a> {
                 // An end needs nobody's leave.
                 unwritten += 1;
                 continue;
+            }
+            if self.weight + heavier > batch_max {
+                self.has_overflowed = true;
+                return Err(Error::Full);
             }
             (weight, written) = (heavier, true);
             session.row = Some(row.place.1.clone());

@@ -29,10 +29,19 @@ fn options(disk: SimDisk, seed: u64) -> Options {
 
 fn change(store: &Store, chance: &mut Chance) -> Result<(), Error> {
     let visitors = store.container("visitors")?;
+    let members = store.container("members")?;
     store.transact(|txn| {
         let key = format!("{}", chance.below(15));
-        match chance.below(3) {
+        match chance.below(4) {
             0 => txn.remove(&visitors, &key).map(|_| ()),
+            // There is one, under one key at a time.
+            1 => match txn.keys(&members)?.next() {
+                Some(key) => {
+                    let session = txn.get(&members, key?)?.expect("it was just listed");
+                    session.rotate(format!("{:x}", chance.number())).map(|_| ())
+                }
+                None => txn.create(&members, "first").map(|_| ()),
+            },
             _ => {
                 let filling = "x".repeat(200 * chance.below(6) as usize);
                 txn.get_or_create(&visitors, &key)?.insert("filling", filling)
@@ -48,7 +57,9 @@ impl History {
         let mut chance = Chance::new(seed);
         let disk = SimDisk::new(Image::default(), true);
         let store = options(disk.clone(), seed).open(STORE)?;
-        store.container_with("visitors", Policy::new())?;
+        for name in ["visitors", "members"] {
+            store.container_with(name, Policy::new())?;
+        }
         for _ in 0..10 + chance.below(20) {
             change(&store, &mut chance)?;
         }
@@ -127,7 +138,9 @@ pub(crate) fn fail(seed: u64) -> Result<bool, Trouble> {
     let chance = &mut Chance::new(seed);
     let disk = SimDisk::new(Image::default(), false);
     let store = options(disk.clone(), seed).open(STORE)?;
-    store.container_with("visitors", Policy::new())?;
+    for name in ["visitors", "members"] {
+        store.container_with(name, Policy::new())?;
+    }
     for _ in 0..20 {
         change(&store, chance)?;
     }

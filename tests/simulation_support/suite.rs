@@ -48,6 +48,9 @@ const WORKERS: usize = 2;
 /// How many failures are described. The others are counted.
 const DESCRIBED_MAX: usize = 5;
 
+/// After so many failures the rest is left out.
+const VIOLATIONS_MAX: usize = 20;
+
 /// One row of the table of faults.
 pub(crate) struct Suite {
     row: &'static str,
@@ -105,6 +108,9 @@ impl Suite {
         what: impl Fn() -> String,
         case: impl FnOnce() -> Result<T, Trouble>,
     ) -> Option<T> {
+        if self.has_failed() {
+            return None;
+        }
         let complaint = match catch_unwind(AssertUnwindSafe(case)) {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(trouble)) => trouble.to_string(),
@@ -135,7 +141,12 @@ impl Suite {
     }
 
     pub(crate) fn has_enough(&self) -> bool {
-        self.cases() >= self.floor || self.violations.lock().unwrap().len() > 100
+        self.cases() >= self.floor || self.has_failed()
+    }
+
+    /// Whether it is no use to go on.
+    fn has_failed(&self) -> bool {
+        self.violations.lock().unwrap().len() >= VIOLATIONS_MAX
     }
 
     /// The seeds to go through: one after the other until there are enough cases, or the one that

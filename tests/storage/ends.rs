@@ -510,3 +510,31 @@ fn ends_that_are_large_are_written_down_in_several_commits() {
     told.sort_by_key(|n| n.parse::<u64>().unwrap());
     assert!(told.into_iter().eq((0..29).map(|n| n.to_string())));
 }
+
+/// Settings that keep sessions for longer end those that have expired first. What is written down of them
+/// counts too when a batch gets no more.
+#[test]
+fn what_is_written_down_of_ends_may_be_more_than_a_batch() {
+    let (place, told) = (Place::new(), Told::default());
+    let clock = ManualClock::new(Time::from_secs(1_000_000_800));
+    let options = place.options().segment_bytes(16 << 10).clock(clock.clone());
+    let store = listening(options, &told).open(&place.path).unwrap();
+    let policy = |minutes| Policy::new().timeout_mins(minutes).on_end("tell");
+    let shops: Vec<_> = (0..3)
+        .map(|n: u64| store.container_with(&format!("shop {n}"), policy(20)).unwrap())
+        .collect();
+    for shop in &shops {
+        for n in 0..2 {
+            let txn = putting(&store, shop, &n.to_string(), n);
+            let session = txn.get(shop, n.to_string()).unwrap().unwrap();
+            session.insert("ballast", "x".repeat(2_800)).unwrap();
+            txn.commit().unwrap();
+        }
+    }
+    clock.advance_secs(3_600);
+    let settings = store.begin().unwrap();
+    shops.iter().for_each(|shop| settings.set_policy(shop, policy(120)).unwrap());
+    settings.commit().unwrap();
+    store.settle();
+    assert_eq!((told.len(), store.stats().expired, store.stats().ends_unwritten), (6, 6, 0));
+}

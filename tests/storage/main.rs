@@ -20,6 +20,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
 mod bounds;
+mod damage;
 mod ends;
 mod failures;
 #[path = "../support/fragile.rs"]

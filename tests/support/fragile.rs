@@ -227,6 +227,12 @@ impl FragileDisk {
         Ok(())
     }
 
+    /// What another process has left has its room.
+    fn find(&self, path: &Path, len: u64) {
+        let blocks = 0..len.div_ceil(BLOCK);
+        self.state().blocks.entry(path.to_owned()).or_insert_with(|| blocks.collect());
+    }
+
     /// Gives back the room of what lies beyond the end of a file.
     fn give_back(&self, path: &Path, len: u64) {
         let mut state = self.state();
@@ -291,6 +297,7 @@ impl Disk for FragileDisk {
         }
         let _moving = self.shared.still.read().unwrap();
         let file = LocalDisk.open(path, access)?;
+        self.find(path, file.len()?);
         Ok(Arc::new(FragileFile { file, path: path.to_owned(), disk: self.clone() }))
     }
 
@@ -304,6 +311,7 @@ impl Disk for FragileDisk {
             return Err(error);
         }
         let _moving = self.shared.still.read().unwrap();
+        self.find(path, LocalDisk.open(path, Access::Read)?.len()?);
         LocalDisk.remove(path)?;
         self.give_back(path, 0);
         Ok(())

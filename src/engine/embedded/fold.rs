@@ -31,14 +31,15 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 impl Shared {
     /// Folds what is frozen, until the engine is closed.
     pub(super) fn run(&self) {
-        if self.replayed.is_some() && self.fold_frozen().is_ok() {
-            self.verify();
+        if self.replayed.is_some() {
+            // An unfinished walk is no loss: who reads a record looks at it too.
+            let _ = self.fold_and_provide().and_then(|()| self.verify());
         }
         loop {
             // A fold does so itself.
             let readable = self.front().map_or_else(|| self.look_after(), |_| Ok(()));
             // Trouble has been told of; the next attempt is as good as any.
-            if self.fold_frozen().and_then(|()| self.provide()).is_ok() {
+            if self.fold_and_provide().is_ok() {
                 self.provide_reserve();
             }
             let state = self.lock();
@@ -76,6 +77,10 @@ impl Shared {
             true => self.reopen(),
             false => Ok(()),
         }
+    }
+
+    pub(super) fn fold_and_provide(&self) -> Result<(), Error> {
+        self.fold_frozen().and_then(|()| self.provide())
     }
 
     /// Folds everything that is frozen.
@@ -144,7 +149,8 @@ impl Shared {
         state.stalled = None;
         let mut old = frozen.segments.clone();
         if frozen.reusable && state.free.is_none() {
-            state.free = old.pop();
+            // A short one was for the time that the disk was full.
+            state.free = old.pop_if(|old| old.len == self.settings.segment_bytes);
         }
         drop(state);
         self.changed.notify_all();
@@ -199,7 +205,7 @@ impl Shared {
     }
 
     /// Provides the segment that the next switch needs, if none will become free by folding.
-    pub(super) fn provide(&self) -> Result<(), Error> {
+    fn provide(&self) -> Result<(), Error> {
         let mut state = self.lock();
         let waits = state.failed.is_some() || state.closing;
         if state.free.is_some() || !state.frozen.is_empty() || waits {
@@ -247,7 +253,7 @@ impl Shared {
             }
             if self.settings.fold_inline.is_some() {
                 drop(state);
-                self.fold_frozen().and_then(|()| self.provide())?;
+                self.fold_and_provide()?;
                 continue;
             }
             match &state.stalled {
@@ -285,21 +291,22 @@ impl Shared {
     }
 
     /// After an unclean end: looks at every record, so that what is damaged is known before somebody
-    /// misses it, and counts.
-    fn verify(&self) {
+    /// misses it, and counts. What is committed meanwhile is folded meanwhile: the walk may take long.
+    fn verify(&self) -> Result<(), Error> {
         const PAGE: usize = 256;
-        let Ok(containers) = self.tables.containers() else { return };
-        let Ok(view) = self.tables.view(Arc::clone(&self.met)) else { return };
+        // Nobody folds between the two.
+        let containers = self.tables.containers()?;
+        let view = self.tables.view(Arc::clone(&self.met))?;
         for state in &containers {
-            let is_right = match self.count(&view, state.id, PAGE) {
-                Ok(Some(count)) => count == state.count,
-                // The engine is closing.
-                Ok(None) => return,
-                Err(Error::Corrupt { .. }) => false,
-                Err(_) => return,
+            let uncounted = match self.count(&view, state.id, PAGE) {
+                Ok(found) if found == state.count => continue,
+                Ok(found) => found.wrapping_sub(state.count).cast_signed(),
+                // Nobody knows how many there are.
+                Err(Error::Corrupt { .. }) => 0,
+                Err(error) => return Err(error),
             };
-            if let (false, Some(listener)) = (is_right, self.listener.get()) {
-                listener.notice(Notice::Miscounted(state.id));
+            if let Some(listener) = self.listener.get() {
+                listener.notice(Notice::Miscounted { container: state.id, uncounted });
             }
         }
         // The store's own notes are read too, and counted by nobody.
@@ -308,25 +315,25 @@ impl Shared {
         };
         let notes = containers.iter().flat_map(beside).chain([ContainerId::STORE.of(Kind::Ends)]);
         for id in notes {
-            if !matches!(self.count(&view, id, PAGE), Ok(Some(_))) {
-                return;
-            }
+            self.count(&view, id, PAGE)?;
         }
+        Ok(())
     }
 
-    /// How many sessions a container has in a view; `None` if the engine is closing.
-    fn count(&self, view: &TablesView, id: ContainerId, page: usize) -> Result<Option<u64>, Error> {
+    /// How many sessions a container has in a view.
+    fn count(&self, view: &TablesView, id: ContainerId, page: usize) -> Result<u64, Error> {
         let (mut count, mut from) = (0, Key::from(""));
         loop {
             if self.lock().closing {
-                return Ok(None);
+                return Err(Error::Closed);
             }
+            self.fold_and_provide()?;
             // Reading them is what notes those that are damaged.
             let rows = view.scan(id, &from, page)?;
             count += rows.len() as u64;
             match rows.get(page - 1) {
                 Some((last, _)) => from = successor(last),
-                None => return Ok(Some(count)),
+                None => return Ok(count),
             }
         }
     }

@@ -125,6 +125,8 @@ pub(super) fn padded(length: usize) -> u64 {
 pub(super) struct Segment {
     pub number: u64,
     pub file: Arc<dyn DiskFile>,
+    /// In bytes, as it was made or found.
+    pub len: u64,
 }
 
 impl Segment {
@@ -139,15 +141,11 @@ impl Segment {
     }
 
     /// Makes a segment, filled and synced. The directory has still to be.
-    pub(super) fn create(
-        directory: &Directory,
-        number: u64,
-        segment_bytes: u64,
-    ) -> Result<Self, Error> {
+    pub(super) fn create(directory: &Directory, number: u64, len: u64) -> Result<Self, Error> {
         let name = Self::name(number);
         let file = directory.open_file(&name, Access::Create)?;
-        fill(&*file, segment_bytes).map_err(|error| directory.failed(&name, error))?;
-        Ok(Segment { number, file })
+        fill(&*file, len).map_err(|error| directory.failed(&name, error))?;
+        Ok(Segment { number, file, len })
     }
 }
 
@@ -232,7 +230,6 @@ pub(super) fn chain(folded: Revision, found: &[Header]) -> Result<Vec<usize>, Re
 pub(super) struct Log {
     store: StoreId,
     pub epoch: u64,
-    segment_bytes: u64,
     pub active: Segment,
     /// Where the next batch goes.
     at: u64,
@@ -243,14 +240,8 @@ pub(super) struct Log {
 
 impl Log {
     /// Takes up a chain in an empty segment.
-    pub(super) fn new(
-        store: StoreId,
-        epoch: u64,
-        segment_bytes: u64,
-        active: Segment,
-        last: Link,
-    ) -> Self {
-        Log { store, epoch, segment_bytes, active, at: 0, last, durable: last }
+    pub(super) fn new(store: StoreId, epoch: u64, active: Segment, last: Link) -> Self {
+        Log { store, epoch, active, at: 0, last, durable: last }
     }
 
     /// Where the next batch goes.
@@ -258,13 +249,9 @@ impl Log {
         self.at
     }
 
-    pub(super) fn segment_bytes(&self) -> u64 {
-        self.segment_bytes
-    }
-
     /// How many bytes are left in the active segment.
     pub(super) fn room(&self) -> u64 {
-        self.segment_bytes.saturating_sub(self.at)
+        self.active.len.saturating_sub(self.at)
     }
 
     /// The last batch.

@@ -384,7 +384,7 @@ impl Shared {
             }
             if self.settings.fold_inline.is_some() {
                 drop(state);
-                self.fold_frozen().and_then(|()| self.provide()).map_err(Failure::Refused)?;
+                self.fold_and_provide().map_err(Failure::Refused)?;
                 state = self.lock();
             } else if state.stalled.is_some() || state.closing {
                 return Err(Failure::Refused(Error::Full));
@@ -448,13 +448,7 @@ impl Shared {
     }
 
     fn new_segment(&self, number: u64) -> Result<Segment, Error> {
-        let made = Segment::create(&self.directory, number, self.settings.segment_bytes)
-            .and_then(|segment| self.directory.sync().map(|()| segment));
-        if made.is_err() {
-            // What there is of it only takes up room.
-            let _ = self.directory.remove(&Segment::name(number));
-        }
-        made
+        recovery::new_segment(&self.directory, number, self.settings.segment_bytes)
     }
 }
 

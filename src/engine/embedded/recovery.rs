@@ -66,7 +66,7 @@ pub(super) fn open(
     let met = Arc::<Met>::default();
     let meta = tables.meta()?;
     let folded = Revision(meta.folded);
-    let view = Arc::new(tables.view(Arc::clone(&met))?);
+    let view = tables.view(Arc::clone(&met))?;
 
     let segments = segments(&directory, Access::Write)?;
     let batches = Batches::read(directory.id(), &segments, folded, &directory)?;
@@ -78,34 +78,44 @@ pub(super) fn open(
     let replayed = batches.replay(&view, &tables.containers()?, folded)?;
     let clean = meta.clean && batches.chain.is_empty();
 
-    let log_room: u64 = segments.iter().map(|(_, len)| len).sum();
-    let mut next_segment = segments.last().map_or(0, |(segment, _)| segment.number + 1);
-    let whole =
-        |(segment, len): &(Segment, u64)| (*len == settings.segment_bytes).then(|| segment.clone());
+    let log_room: u64 = segments.iter().map(|segment| segment.len).sum();
+    let mut next_segment = segments.last().map_or(0, |segment| segment.number + 1);
     // Where a write or a sync may have failed, nothing is written again.
     let mut reusable: Vec<_> = match clean {
-        true => segments.iter().filter_map(whole).take(2).collect(),
+        true => {
+            let whole = segments.iter().filter(|segment| segment.len == settings.segment_bytes);
+            whole.take(2).cloned().collect()
+        }
         false => Vec::new(),
     };
-    let old: Vec<_> = segments.into_iter().map(|(segment, _)| segment).collect();
-    let mut provide = || -> Result<Segment, Error> {
+    let mut provide = |len: u64| -> Result<Segment, Error> {
         if let Some(segment) = reusable.pop() {
             return Ok(segment);
         }
-        let segment = Segment::create(&directory, next_segment, settings.segment_bytes)?;
+        let segment = new_segment(&directory, next_segment, len);
         next_segment += 1;
-        directory.sync()?;
-        Ok(segment)
+        segment
     };
     let epoch = batches.epoch.max(meta.epoch) + 1;
-    let active = provide()?;
+    let active =
+        provide(settings.segment_bytes).or_else(|error| match tables::is_full(&error) {
+            // A short one will do for ends, in a half of what was set aside for them. The other half is for
+            // the tables.
+            true => {
+                give_up_reserve(&directory);
+                provide(reserve_bytes(settings.segment_bytes) / 2)
+            }
+            false => Err(error),
+        })?;
     // The second one can wait, unless everything is to happen in a fixed order.
     let free = match clean || settings.fold_inline.is_some() {
-        true => Some(provide()?),
+        true => match provide(settings.segment_bytes) {
+            Err(error) if tables::is_full(&error) => None,
+            provided => Some(provided?),
+        },
         false => None,
     };
-    let mut log =
-        Log::new(directory.id(), epoch, settings.segment_bytes, active, batches.durable());
+    let mut log = Log::new(directory.id(), epoch, active, batches.durable());
     batches.rewrite(&mut log)?;
     let durable = log.durable.revision;
     // No number is used twice, and the log can have held as many commits as bytes, for those that
@@ -115,17 +125,28 @@ pub(super) fn open(
         true => used,
         false => Revision(used.0 + log_room.max(2 * settings.segment_bytes)),
     };
-    tables.set_meta(|meta| {
-        meta.clean = false;
-        note_epoch(meta, (meta.epoch, durable), epoch, revision);
+    let note = || {
+        tables.set_meta(|meta| {
+            meta.clean = false;
+            note_epoch(meta, (meta.epoch, durable), epoch, revision);
+        })
+    };
+    note().or_else(|error| match tables::is_full(&error) {
+        true => {
+            give_up_reserve(&directory);
+            tables.reopen().and_then(|()| note())
+        }
+        false => Err(error),
     })?;
 
     let in_use = [Some(log.active.number), free.as_ref().map(|free| free.number)];
-    let old: Vec<_> = old.into_iter().filter(|old| !in_use.contains(&Some(old.number))).collect();
+    let is_old = |segment: &Segment| !in_use.contains(&Some(segment.number));
+    let old: Vec<_> = segments.into_iter().filter(is_old).collect();
     let Replayed { generation, containers, .. } = replayed;
     let changed = generation.sessions.len() as u64;
     let recovered = Recovered {
-        view,
+        // The one from before has ended if the tables were opened again.
+        view: Arc::new(tables.view(Arc::clone(&met))?),
         folded,
         sessions: generation
             .sessions
@@ -199,11 +220,19 @@ fn open_tables(directory: &Arc<Directory>, verify: bool) -> Result<Tables, Error
     Ok(tables)
 }
 
-/// The files of the log, in the order of their numbers, with their lengths.
-pub(super) fn segments(
-    directory: &Directory,
-    access: Access,
-) -> Result<Vec<(Segment, u64)>, Error> {
+/// Makes a segment, durably.
+pub(super) fn new_segment(directory: &Directory, number: u64, len: u64) -> Result<Segment, Error> {
+    let made = Segment::create(directory, number, len)
+        .and_then(|segment| directory.sync().map(|()| segment));
+    if made.is_err() {
+        // What there is of it only takes up room.
+        let _ = directory.remove(&Segment::name(number));
+    }
+    made
+}
+
+/// The files of the log, in the order of their numbers.
+pub(super) fn segments(directory: &Directory, access: Access) -> Result<Vec<Segment>, Error> {
     let names = directory.names()?;
     let mut numbers: Vec<_> = names.iter().filter_map(|name| Segment::number(name)).collect();
     numbers.sort_unstable();
@@ -213,7 +242,7 @@ pub(super) fn segments(
         let len = file.len().map_err(|error| directory.failed(&name, error))?;
         match len > SEGMENT_BYTES_MAX {
             true => Err(records::corrupt("log", "a segment is longer than any can be")),
-            false => Ok((Segment { number, file }, len)),
+            false => Ok(Segment { number, file, len }),
         }
     };
     numbers.into_iter().map(open).collect()
@@ -233,13 +262,13 @@ impl Batches {
     /// Follows the chain through the segments.
     pub(super) fn read(
         store: StoreId,
-        segments: &[(Segment, u64)],
+        segments: &[Segment],
         folded: Revision,
         directory: &Directory,
     ) -> Result<Self, Error> {
         let mut found = Vec::new();
-        for (segment, len) in segments {
-            let mut bytes = vec![0; *len as usize];
+        for segment in segments {
+            let mut bytes = vec![0; segment.len as usize];
             let read = segment.file.read(0, &mut bytes);
             read.map_err(|error| directory.failed(&Segment::name(segment.number), error))?;
             let batches = log::scan(store, &bytes);
@@ -379,15 +408,15 @@ pub(super) fn rewrite(
     segment: Segment,
     epoch: u64,
 ) -> Result<Log, Error> {
-    let old = (failed.active.clone(), failed.segment_bytes());
-    let mut batches = Batches::read(directory.id(), &[old], failed.durable.revision, directory)?;
+    let old = std::slice::from_ref(&failed.active);
+    let mut batches = Batches::read(directory.id(), old, failed.durable.revision, directory)?;
     // What was synced is known here; what the chain says of it may be older.
     batches.folded = failed.durable;
     // Even if nothing is to be written again: who commits next is not to be the one who finds out that
     // the disk does not work yet.
     let probe = segment.file.write(0, &[0; log::SECTOR as usize]);
     probe.and_then(|()| segment.file.sync()).map_err(Error::storage)?;
-    let mut log = Log::new(directory.id(), epoch, failed.segment_bytes(), segment, failed.durable);
+    let mut log = Log::new(directory.id(), epoch, segment, failed.durable);
     batches.rewrite(&mut log)?;
     Ok(log)
 }
@@ -414,11 +443,15 @@ pub(super) fn provide_reserve(directory: &Directory, segment_bytes: u64) -> Resu
         return Ok(());
     }
     let file = directory.open_file(RESERVE, Access::Create)?;
-    let filled = log::fill(&*file, RESERVE_BYTES.min(segment_bytes));
+    let filled = log::fill(&*file, reserve_bytes(segment_bytes));
     if filled.is_err() {
         give_up_reserve(directory);
     }
     filled.map_err(|error| directory.failed(RESERVE, error))
+}
+
+fn reserve_bytes(segment_bytes: u64) -> u64 {
+    RESERVE_BYTES.min(segment_bytes)
 }
 
 /// Gives its space to those who need it now.

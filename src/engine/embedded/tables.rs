@@ -72,13 +72,15 @@ pub(super) fn storage_error(error: redb::Error) -> Error {
 
 /// Whether a failure means that the disk is full: that passes when somebody makes room.
 pub(super) fn is_full(error: &Error) -> bool {
-    let full = |error: &io::Error| {
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-    };
-    let Error::Storage(cause) = error else { return false };
+    matches!(kind(error), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// What the operating system said, if it was that.
+fn kind(error: &Error) -> Option<io::ErrorKind> {
+    let Error::Storage(cause) = error else { return None };
     match (cause.downcast_ref::<redb::Error>(), cause.downcast_ref::<io::Error>()) {
-        (Some(redb::Error::Io(error)), _) | (_, Some(error)) => full(error),
-        _ => false,
+        (Some(redb::Error::Io(error)), _) | (_, Some(error)) => Some(error.kind()),
+        _ => None,
     }
 }
 
@@ -104,6 +106,21 @@ struct Open {
 /// Keeps a database whose place another has taken for as long as there are views of it.
 #[derive(Default)]
 struct Keeper(Mutex<Option<Database>>);
+
+// redb, once it has panicked, panics again when it is let go of.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let database = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
+    }
+}
 
 impl Tables {
     /// Makes the tables of a new store.
@@ -281,12 +298,22 @@ impl Tables {
 impl Open {
     fn of(directory: &Directory, check: bool) -> Result<Self, Error> {
         // To open a database is to write to it: look first, so that what is not ours stays as it is.
-        if let Some(database) = open_read_only(directory)? {
-            read_meta(&storage!(database.begin_read())?)?;
-        }
+        look(directory).map_err(|error| match kind(&error) {
+            Some(io::ErrorKind::UnexpectedEof) => {
+                Error::Corrupt { table: DATABASE, reason: "it is cut off".to_owned() }
+            }
+            _ => error,
+        })?;
         let database = open(directory.open_file(DATABASE, Access::Write)?, check)?;
         let meta = read_meta(&storage!(database.begin_read())?)?;
         Ok(Open { database, meta, keeper: Arc::default() })
+    }
+}
+
+fn look(directory: &Directory) -> Result<(), Error> {
+    match open_read_only(directory)? {
+        Some(database) => read_meta(&storage!(database.begin_read())?).map(|_| ()),
+        None => Ok(()),
     }
 }
 
