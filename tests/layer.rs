@@ -15,12 +15,13 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use sessile::web::{
-    Conflicts, CookieSettings, Failures, Ids, Session, SessionData, SessionLayer, Stored,
+    Conflicts, CookieSettings, Failures, Ids, Namespace, Session, SessionData, SessionLayer, Stored,
 };
 use sessile::{
     Container, EndReason, Error, Event, ManualClock, Options, Policy, Rule, Store, Time,
 };
 use tokio::sync::Barrier;
+use tower_layer::Layer;
 
 use browser::{Browser, Page};
 
@@ -697,6 +698,37 @@ async fn forms_have_tokens() {
     assert_eq!(nobody.get(&format!("/check/{theirs}")).await.text, "false");
 }
 
+/// For browsers without cookies: the token goes through links and forms, and is taken out before routing.
+#[tokio::test]
+async fn tokens_travel_in_links_too() {
+    let site = Site::new();
+    let app = routes()
+        .route("/page", get(async |s: Session| s.link("/look?a=1")))
+        .route("/form", get(async |s: Session| s.hidden_field()));
+    let cookie = CookieSettings::builder().name("sid").build().unwrap();
+    let ids = Ids::new().cookie(cookie).namespaces([Namespace::Url, Namespace::Form]);
+    let layer = site.layer().ids(ids.auto_url_encoding(true));
+    let browser = Browser::new(&Router::new().fallback_service(layer.layer(app)));
+    let page = browser.send(Method::GET, "/page").await;
+    assert!(page.set_cookies().is_empty());
+    assert!(page.text.starts_with("/sid/") && page.text.ends_with("/look?a=1"), "{}", page.text);
+    let in_path = page.text.strip_suffix("/look?a=1").unwrap();
+    let page = browser.send(Method::GET, &format!("{in_path}/set/name/Ada")).await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert_eq!(browser.send(Method::GET, &format!("{in_path}/look?a=1")).await.text, "Ada");
+    // The same in a query, as a form sends it.
+    let field = browser.send(Method::GET, &format!("{in_path}/form")).await.text;
+    let token = in_path.strip_prefix("/sid/").unwrap();
+    assert!(field.contains(&format!("name=\"sid\" value=\"{token}\"")), "{field}");
+    assert_eq!(browser.send(Method::GET, &format!("/look?sid={token}")).await.text, "Ada");
+    assert_eq!(browser.send(Method::GET, "/look").await.text, "");
+    assert_eq!(site.len(), 1);
+    // Where cookies carry it links are left alone.
+    let plain = site.browser(routes().route("/page", get(async |s: Session| s.link("/look"))));
+    assert_eq!(plain.send(Method::GET, "/page").await.text, "/look");
+    assert_eq!(site.len(), 1);
+}
+
 #[derive(Default, serde::Serialize, serde::Deserialize)]
 struct Cart {
     items: Vec<String>,
@@ -767,7 +799,7 @@ async fn without_its_layer_a_route_says_what_is_missing() {
 async fn caches_are_told_by_every_accessor() {
     let site = Site::new();
     type Work = fn(&Session) -> Result<(), Error>;
-    let all: [(&str, Work); 30] = [
+    let all: [(&str, Work); 32] = [
         ("id", |s| s.id().map(drop)),
         ("exists", |s| s.exists().map(drop)),
         ("key", |s| s.key().map(drop)),
@@ -797,6 +829,8 @@ async fn caches_are_told_by_every_accessor() {
         ("logout", |s| s.logout()),
         ("csrf_token", |s| s.csrf_token().map(drop)),
         ("is_csrf_token", |s| s.is_csrf_token("a").map(drop)),
+        ("link", |s| s.link("/a").map(drop)),
+        ("hidden_field", |s| s.hidden_field().map(drop)),
         ("nothing", |_| Ok(())),
     ];
     let mut app = Router::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{CACHE_CONTROL, RETRY_AFTER, SET_COOKIE, VARY};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -125,7 +125,9 @@ impl<R: 'static> SessionLayer<R> {
         SessionLayer { settings: Arc::new(settings), realm: PhantomData }
     }
 
-    /// Where the visitor's token is looked for, and what the cookie is like.
+    /// Where the visitor's token is looked for, and what the cookie is like. Of forms the layer sees the
+    /// query, not the body. To have tokens in paths put the layer around the router, not into it: it takes
+    /// them out before anybody looks for a route.
     #[must_use]
     pub fn ids(self, ids: Ids) -> Self {
         self.with(|settings| settings.ids = ids)
@@ -242,6 +244,10 @@ where
             // Who is asked for a `Secure` cookie speaks TLS, or somebody in front does.
             https: true,
         });
+        // Behind this layer nobody sees a token in the path.
+        if ids.path() != parts.uri.path() {
+            parts.uri = with_path(&parts.uri, ids.path());
+        }
         let is_activity = settings.is_activity.as_ref().is_none_or(|is| is(&parts));
         let visit = Visit::new(settings, ids, is_activity);
         visit.put_among::<R>(&mut parts.extensions);
@@ -263,6 +269,14 @@ where
             Ok(answer)
         })
     }
+}
+
+/// The same with another path; with the one that it has, if that is none.
+fn with_path(uri: &Uri, path: &str) -> Uri {
+    let path = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = path.parse().ok().or(parts.path_and_query);
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 /// Says in the head of an answer that it depends on a session.

@@ -27,7 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::web::csrf;
-use crate::web::ids::{RequestIds, Source};
+use crate::web::ids::{Namespace, RequestIds, Source};
 use crate::web::layer::{Conflicts, Failures, Settings};
 use crate::{
     Amount, ConflictReason, Counts, Error, Event, Gathers, Holds, Key, Named, PrincipalSession,
@@ -556,6 +556,38 @@ impl<R: 'static> Session<R> {
         let is_there = self.exists()?;
         let token = self.visit.token().filter(|_| is_there);
         Ok(token.is_some_and(|token| csrf::is_token(text, &token)))
+    }
+
+    /// A URL of this program as a page should link to it: with the token in it, if that does not travel in
+    /// cookies. See [`RequestIds::link`]. A visitor without a session gets one then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Answered`], and those of every call.
+    pub fn link(&self, url: &str) -> Result<String, Error> {
+        match self.visit.settings.ids.uses(Namespace::Url) {
+            true => self.carried(|ids| ids.link(url)),
+            false => Ok(url.to_owned()),
+        }
+    }
+
+    /// The field by which a form carries the token, as HTML, where that does not travel in cookies:
+    /// [`RequestIds::hidden_field`]. A visitor without a session gets one. The layer sees it in forms that are
+    /// sent with GET; those that are posted are their handlers' to read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Answered`], and those of every call.
+    pub fn hidden_field(&self) -> Result<String, Error> {
+        self.carried(RequestIds::hidden_field)
+    }
+
+    fn carried<T>(
+        &self,
+        work: impl FnOnce(&mut RequestIds) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.visit.stored_or_new(Why::Write)?;
+        work(&mut self.visit.state().ids)
     }
 
     /// What goes with the session where there is one; nothing where there is none.
