@@ -205,7 +205,7 @@ fn again(suite: &Suite, seed: u64, case: &Case, depth: u32) {
     suite.count(images);
 }
 
-/// G-R3: everything that two, or three, of ten things to do can lead to, from one small store.
+/// G-R3: everything that two, or three, of eleven things to do can lead to, from one small store.
 #[test]
 fn small_workloads() {
     let size = Size::get();

@@ -8,8 +8,14 @@ use std::io;
 use std::sync::Arc;
 
 use sessile::{
-    Container, Durability, Error, Key, Policy, Session, SessionId, Store, Time, Transaction, Value,
+    Container, Durability, EndReason, Error, Key, Policy, Session, SessionId, Store, Time,
+    Transaction, Value,
 };
+
+use super::workload::KEYS;
+
+/// Sessions that end, and why.
+pub(crate) type Ends = BTreeMap<SessionId, EndReason>;
 
 /// A committed state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +28,18 @@ pub(crate) struct ContainerState {
     pub(crate) policy: Policy,
     /// Those that have not ended, whether their time is over or not.
     pub(crate) sessions: BTreeMap<Key, Arc<SessionState>>,
+    /// Where those have gone whose keys were given up.
+    pub(crate) forwards: BTreeMap<Key, Forward>,
+}
+
+/// The session `from` goes on under `key`, as `id`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Forward {
+    from: SessionId,
+    key: Key,
+    id: SessionId,
+    /// Nobody may take the old key until this second is over.
+    until: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +53,15 @@ pub(crate) struct SessionState {
 }
 
 /// What a client sees at some time: live sessions only.
-pub(crate) type Seen = BTreeMap<String, (Policy, BTreeMap<Key, SeenSession>)>;
+pub(crate) type Seen = BTreeMap<String, SeenContainer>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SeenContainer {
+    pub(crate) policy: Policy,
+    pub(crate) sessions: BTreeMap<Key, SeenSession>,
+    /// Keys that nobody may take, because they were given up.
+    pub(crate) given_up: BTreeSet<Key>,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SeenSession {
@@ -66,7 +92,35 @@ impl SessionState {
     }
 }
 
+impl Forward {
+    fn is_kept(&self, now: Time) -> bool {
+        now.as_secs() <= self.until
+    }
+}
+
 impl ContainerState {
+    pub(crate) fn new(policy: Policy) -> Self {
+        ContainerState { policy, sessions: BTreeMap::new(), forwards: BTreeMap::new() }
+    }
+
+    fn is_given_up(&self, key: &Key, now: Time) -> bool {
+        self.forwards.get(key).is_some_and(|forward| forward.is_kept(now))
+    }
+
+    /// Where the session `id` lies that was found under `key`: there, or where its keys lead to. The
+    /// last sweep has forgotten those that were not to be kept any more.
+    fn gone_to(&self, key: &Key, id: SessionId, swept: Time) -> Option<(Key, SessionId)> {
+        let (mut key, mut id) = (key.clone(), id);
+        while self.sessions.get(&key).is_none_or(|session| session.id != id) {
+            let forward = self.forwards.get(&key).filter(|forward| forward.is_kept(swept))?;
+            if forward.from != id {
+                return None;
+            }
+            (key, id) = (forward.key.clone(), forward.id);
+        }
+        Some((key, id))
+    }
+
     /// A longer timeout wakes nobody: whose time was over ends before it takes effect.
     pub(crate) fn set_policy(&mut self, policy: &Policy, now: Time) {
         let lifetime = |policy: &Policy| match policy.timeout_secs {
@@ -99,8 +153,12 @@ impl State {
             })
             .collect()
         };
-        let containers = self.containers.iter();
-        containers.map(|(name, it)| (name.clone(), (it.policy.clone(), live(it)))).collect()
+        let seen = |it: &ContainerState| SeenContainer {
+            policy: it.policy.clone(),
+            sessions: live(it),
+            given_up: it.forwards.keys().filter(|key| it.is_given_up(key, now)).cloned().collect(),
+        };
+        self.containers.iter().map(|(name, it)| (name.clone(), seen(it))).collect()
     }
 
     /// Those whose time is over and whose end was not committed yet.
@@ -146,9 +204,24 @@ pub(crate) fn look(store: &Store) -> Result<Seen, Trouble> {
         if len != sessions.len() as u64 {
             return Err(format!("{} sessions in a container of {len}", sessions.len()).into());
         }
-        seen.insert(container.name().to_owned(), (txn.policy(&container)?, sessions));
+        let (name, policy) = (container.name().to_owned(), txn.policy(&container)?);
+        let given_up = given_up(&store.begin()?, &container)?;
+        seen.insert(name, SeenContainer { policy, sessions, given_up });
     }
     Ok(seen)
+}
+
+/// The keys under which nobody can make a session.
+fn given_up(txn: &Transaction, container: &Container) -> Result<BTreeSet<Key>, Error> {
+    let mut keys = BTreeSet::new();
+    for key in KEYS.map(Key::from) {
+        match txn.create(container, &key) {
+            Ok(_) | Err(Error::Exists { .. }) => {}
+            Err(Error::RotatedKey { .. }) => drop(keys.insert(key)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(keys)
 }
 
 fn seen_session(session: &Session) -> Result<SeenSession, Error> {
@@ -225,6 +298,8 @@ pub(crate) enum Deed {
     End,
     /// Ends it, if it is there, and makes another one.
     Renew,
+    /// Has it go on under another key.
+    Rotate(&'static str),
 }
 
 /// How many items a list keeps.
@@ -239,6 +314,8 @@ struct Life {
     modified: Option<Time>,
     touch: Option<(Time, Time)>,
     is_ended: bool,
+    /// It was found, and goes on under this key, as this session.
+    rotated: Option<(Key, SessionId)>,
 }
 
 /// A transaction, and what it means to do.
@@ -254,7 +331,7 @@ pub(crate) struct Prediction {
     /// `None`: it conflicts.
     pub(crate) state: Option<State>,
     /// Whom it ends because somebody wanted it.
-    pub(crate) invalidated: BTreeSet<SessionId>,
+    pub(crate) ends: Ends,
     /// Who may end on this occasion, their time being over.
     pub(crate) may_end: BTreeSet<SessionId>,
     /// It may be lost in a power cut although it was acknowledged: it changes nothing but times of
@@ -281,21 +358,10 @@ impl Intent {
             return Err("a container that its transaction does not know".into());
         };
         let policy = self.policies.get(&name).unwrap_or(&before.policy).clone();
-        let found = before.sessions.get(key);
-        let lives = self.lives.entry((name, key.clone())).or_insert_with(|| {
-            let life = |base: &Arc<SessionState>| Life {
-                base: SessionState::clone(base),
-                is_new: false,
-                deeds: Vec::new(),
-                modified: None,
-                touch: None,
-                is_ended: false,
-            };
-            found.map(life).into_iter().collect()
-        });
+        self.look_up(&name, key);
         if let Deed::End | Deed::Renew = deed {
             let ended = self.txn.remove(container, key)?;
-            let live = lives.last_mut().filter(|life| life.is_live(&policy, now));
+            let live = self.live(&name, key, &policy, now);
             if ended != live.is_some() {
                 return Err("an end of a session that is not there, or the reverse".into());
             }
@@ -306,30 +372,34 @@ impl Intent {
                 return Ok(());
             }
         }
-        let session = self.txn.get_or_create(container, key)?;
-        match lives.last_mut().filter(|life| life.is_live(&policy, now)) {
+        let is_given_up = self.is_given_up(&name, key, now);
+        let session = match self.txn.get_or_create(container, key) {
+            Err(Error::RotatedKey { .. }) if is_given_up => return Ok(()),
+            Ok(_) if is_given_up => return Err("a session under a key that was given up".into()),
+            found => found?,
+        };
+        let life = match self.live(&name, key, &policy, now) {
             Some(life) => {
-                if life.base.id != session.id() {
+                if life.id() != session.id() {
                     return Err("another session under the key".into());
                 }
                 life.access(&policy, now);
+                life
             }
-            None => lives.push(Life {
-                base: SessionState {
+            None => {
+                let base = SessionState {
                     id: session.id(),
                     created: now,
                     last_accessed: now,
                     last_modified: None,
                     slice_end: slice_end(now, &policy),
                     attributes: BTreeMap::new(),
-                },
-                is_new: true,
-                deeds: Vec::new(),
-                modified: None,
-                touch: None,
-                is_ended: false,
-            }),
-        }
+                };
+                let lives = self.lives.entry((name.clone(), key.clone())).or_default();
+                lives.push(Life { is_new: true, ..Life::found(base) });
+                lives.last_mut().expect("it was just made")
+            }
+        };
         match deed {
             Deed::Visit | Deed::Renew | Deed::End => return Ok(()),
             Deed::Put(name, value) => session.insert_value(name, value.clone())?,
@@ -337,11 +407,73 @@ impl Intent {
             Deed::Append(name, n) => session.append(name, n, APPEND_MAX)?,
             Deed::RemoveAttribute(name) => session.remove(name)?,
             Deed::Clear => session.clear()?,
+            Deed::Rotate(to) => return self.rotate(&name, key, &Key::from(*to), &session, now),
         }
-        let life = lives.last_mut().expect("found or just made");
         life.deeds.push(deed.clone());
         life.modified = Some(now);
         Ok(())
+    }
+
+    fn rotate(
+        &mut self,
+        name: &str,
+        from: &Key,
+        to: &Key,
+        session: &Session,
+        now: Time,
+    ) -> Result<(), Trouble> {
+        let policy = self.base.containers[name].policy.clone();
+        self.look_up(name, to);
+        let is_given_up = self.is_given_up(name, to, now);
+        let is_taken = self.live(name, to, &policy, now).is_some();
+        let id = match session.rotate(to) {
+            Err(Error::RotatedKey { .. }) if is_given_up => return Ok(()),
+            Err(Error::Exists { .. }) if is_taken && !is_given_up => return Ok(()),
+            Ok(_) if is_given_up || is_taken => {
+                return Err("a rotation to a key that nobody may take".into());
+            }
+            rotated => rotated?.id(),
+        };
+        let life = self.live(name, from, &policy, now).expect("it was just found");
+        if !life.is_new {
+            life.rotated = Some((to.clone(), id));
+            return Ok(());
+        }
+        // Nobody else has ever seen it.
+        let lives = self.lives.get_mut(&(name.to_owned(), from.clone()));
+        let life = lives.and_then(Vec::pop).expect("the last one is the one that lives");
+        let base = SessionState { id, ..life.base };
+        let lives = self.lives.entry((name.to_owned(), to.clone())).or_default();
+        lives.push(Life { base, ..life });
+        Ok(())
+    }
+
+    /// Notes what the snapshot holds under a key.
+    fn look_up(&mut self, name: &str, key: &Key) {
+        let found = self.base.containers[name].sessions.get(key);
+        let life = |base: &Arc<SessionState>| Life::found(SessionState::clone(base));
+        let lives = self.lives.entry((name.to_owned(), key.clone()));
+        lives.or_insert_with(|| found.map(life).into_iter().collect());
+    }
+
+    /// The session that the transaction sees under a key.
+    fn live(&mut self, name: &str, key: &Key, policy: &Policy, now: Time) -> Option<&mut Life> {
+        let lies_here = |at: &Key, life: &Life| match &life.rotated {
+            Some((to, _)) => to == key,
+            None => at == key,
+        };
+        let lives = self.lives.iter_mut().filter(|((container, _), _)| container == name);
+        let here = lives
+            .flat_map(|((_, at), lives)| lives.iter_mut().filter(move |life| lies_here(at, life)));
+        here.filter(|life| life.is_live(policy, now)).last()
+    }
+
+    /// Whether a key was given up before the transaction began, or by itself.
+    fn is_given_up(&self, name: &str, key: &Key, now: Time) -> bool {
+        let lives = self.lives.get(&(name.to_owned(), key.clone()));
+        let last = lives.and_then(|lives| lives.last());
+        last.is_some_and(|life| life.rotated.is_some())
+            || self.base.containers[name].is_given_up(key, now)
     }
 
     pub(crate) fn set_policy(
@@ -359,15 +491,16 @@ impl Intent {
         Ok(())
     }
 
-    /// What a commit should make of `stored`.
+    /// What a commit should make of `stored`, `swept` being the time of the last sweep.
     pub(crate) fn predict(
         &self,
         stored: &State,
         durability: Option<Durability>,
+        swept: Time,
         now: Time,
     ) -> Prediction {
         let mut state = Some(stored.clone());
-        let mut invalidated = BTreeSet::new();
+        let (mut ends, mut departures) = (Ends::new(), Vec::new());
         let touched = self.lives.keys().map(|(name, _)| name).chain(self.policies.keys());
         let touched: BTreeSet<_> = touched.collect();
         let mut may_end = BTreeSet::new();
@@ -388,31 +521,115 @@ impl Intent {
             }
         }
         let mut is_relaxed = self.policies.is_empty();
-        for ((name, key), lives) in &self.lives {
-            let before = &stored.containers[name].policy;
-            if !lives.iter().any(Life::has_effect) {
-                continue;
-            }
+        for ((name, key), lives) in self.forwarded(stored, swept) {
+            let before = &stored.containers[&name];
             for life in lives {
-                let level = durability.unwrap_or(before.durability);
+                let level = durability.unwrap_or(before.policy.durability);
                 is_relaxed &= level == Durability::Relaxed || !life.is_new && !life.demands();
-                if let Some(it) = &mut state
-                    && life.apply(it, name, key, before, now, &mut invalidated).is_err()
-                {
+                if let Some(it) = &mut state {
+                    match life.apply(it, &name, &key, before, now, &mut ends) {
+                        Ok(departure) => {
+                            departures.extend(departure.map(|it| (name.clone(), key.clone(), it)));
+                        }
+                        Err(Conflicts) => state = None,
+                    }
+                }
+            }
+        }
+        for (name, from, departure) in departures {
+            if let Some(it) = &mut state {
+                let before = &stored.containers[&name];
+                let container = it.containers.get_mut(&name).expect("containers stay");
+                if departure.arrive(container, from, before, now).is_err() {
                     state = None;
                 }
             }
         }
         // An end is for good.
-        is_relaxed &= invalidated.is_empty();
-        Prediction { state, invalidated, may_end, is_relaxed }
+        is_relaxed &= ends.is_empty();
+        Prediction { state, ends, may_end, is_relaxed }
+    }
+
+    /// What it wants of sessions, where those lie now.
+    fn forwarded(&self, stored: &State, swept: Time) -> BTreeMap<(String, Key), Vec<Life>> {
+        let mut lives = self.lives.clone();
+        lives.retain(|_, lives| lives.iter().any(Life::has_effect));
+        let mut gone = Vec::new();
+        for ((name, key), lives) in &mut lives {
+            let Some(first) = lives.first().filter(|life| !life.is_new && life.rotated.is_none())
+            else {
+                continue;
+            };
+            let now = stored.containers[name].gone_to(key, first.base.id, swept);
+            if let Some((to, id)) = now.filter(|(to, _)| to != key) {
+                let mut life = lives.remove(0);
+                life.base.id = id;
+                gone.push(((name.clone(), to), life));
+            }
+        }
+        for (place, life) in gone {
+            lives.entry(place).or_default().insert(0, life);
+        }
+        lives
     }
 }
 
 /// The session has ended meanwhile, or there is another one.
 struct Conflicts;
 
+/// A session on its way to another key.
+struct Departure {
+    key: Key,
+    id: SessionId,
+    session: SessionState,
+}
+
+impl Departure {
+    /// `before` is the container before the commit.
+    fn arrive(
+        self,
+        container: &mut ContainerState,
+        from: Key,
+        before: &ContainerState,
+        now: Time,
+    ) -> Result<(), Conflicts> {
+        const MONTH_SECS: u64 = 30 * 24 * 60 * 60;
+        let Departure { key, id, session } = self;
+        let lies = container.sessions.get(&key);
+        let is_taken = lies.is_some_and(|other| other.is_live(&before.policy, now));
+        if is_taken || before.is_given_up(&key, now) {
+            return Err(Conflicts);
+        }
+        let lives = match container.policy.timeout_secs {
+            0 => MONTH_SECS,
+            timeout => timeout + container.policy.period_secs,
+        };
+        let until = plus_secs(now, lives).as_secs();
+        let forward = Forward { from: session.id, key: key.clone(), id, until };
+        container.forwards.insert(from, forward);
+        container.sessions.insert(key, Arc::new(SessionState { id, ..session }));
+        Ok(())
+    }
+}
+
 impl Life {
+    fn found(base: SessionState) -> Self {
+        Life {
+            base,
+            is_new: false,
+            deeds: Vec::new(),
+            modified: None,
+            touch: None,
+            is_ended: false,
+            rotated: None,
+        }
+    }
+
+    /// Which session the transaction sees it as.
+    fn id(&self) -> SessionId {
+        self.rotated.as_ref().map_or(self.base.id, |(_, id)| *id)
+    }
+
     /// The times as the transaction sees them.
     fn times(&self) -> (Time, Time) {
         self.touch.unwrap_or((self.base.slice_end, self.base.last_accessed))
@@ -436,7 +653,7 @@ impl Life {
 
     /// Whether it matters that the session still lives at commit.
     fn demands(&self) -> bool {
-        self.is_ended || !self.deeds.is_empty()
+        self.is_ended || !self.deeds.is_empty() || self.rotated.is_some()
     }
 
     fn has_effect(&self) -> bool {
@@ -448,21 +665,24 @@ impl Life {
         state: &mut State,
         name: &str,
         key: &Key,
-        before: &Policy,
+        before: &ContainerState,
         now: Time,
-        invalidated: &mut BTreeSet<SessionId>,
-    ) -> Result<(), Conflicts> {
+        ends: &mut Ends,
+    ) -> Result<Option<Departure>, Conflicts> {
+        let is_given_up = before.is_given_up(key, now);
+        let before = &before.policy;
         let container = state.containers.get_mut(name).ok_or(Conflicts)?;
         let policy = container.policy.clone();
         let stored = container.sessions.get(key).cloned();
         let mut session = match (self.is_new, stored) {
             (true, Some(other)) if other.is_live(before, now) => return Err(Conflicts),
+            (true, None) if is_given_up => return Err(Conflicts),
             (true, _) => {
                 container.sessions.remove(key);
                 self.base.clone()
             }
             (false, Some(stored)) if stored.id == self.base.id => SessionState::clone(&stored),
-            (false, _) => return if self.demands() { Err(Conflicts) } else { Ok(()) },
+            (false, _) => return if self.demands() { Err(Conflicts) } else { Ok(None) },
         };
         if let Some((slice_end, last_accessed)) = self.touch {
             session.slice_end = session.slice_end.max(slice_end);
@@ -473,29 +693,34 @@ impl Life {
                 return Err(Conflicts);
             }
             container.sessions.remove(key);
-            return Ok(());
+            return Ok(None);
         }
         if !self.is_new && !session.is_live(before, now) {
             return Err(Conflicts);
         }
         if self.is_ended {
-            invalidated.insert(session.id);
+            ends.insert(session.id, EndReason::Invalidated);
             container.sessions.remove(key);
-            return Ok(());
+            return Ok(None);
         }
         for deed in &self.deeds {
             apply(deed, &mut session.attributes);
         }
         session.last_modified = session.last_modified.max(self.modified);
+        if let Some((to, id)) = &self.rotated {
+            ends.insert(session.id, EndReason::Rotated);
+            container.sessions.remove(key);
+            return Ok(Some(Departure { key: to.clone(), id: *id, session }));
+        }
         container.sessions.insert(key.clone(), Arc::new(session));
-        Ok(())
+        Ok(None)
     }
 }
 
 fn apply(deed: &Deed, attributes: &mut BTreeMap<String, Value>) {
     let value = |value: &dyn Fn() -> Option<Value>| value().expect("it can be encoded");
     match deed {
-        Deed::Visit | Deed::End | Deed::Renew => {}
+        Deed::Visit | Deed::End | Deed::Renew | Deed::Rotate(_) => {}
         Deed::Put(name, value) => {
             attributes.insert(name.clone(), value.clone());
         }

@@ -107,7 +107,11 @@ impl Case {
             Err(Error::NotAStore { .. }) => return Ok("no store"),
             Err(error) => return Err(error.into()),
         };
-        let (seen, now) = (look(store)?, store.now());
+        let (seen, now) = match look(store) {
+            // Nobody has looked there before.
+            Err(Trouble::Error(Error::Corrupt { .. })) => return Ok("corrupt"),
+            seen => (seen?, store.now()),
+        };
         let newest = *self.last().allowed.iter().max().expect("there is always a state");
         let sees = |nth: usize| self.history[nth].seen(now);
         let found: Vec<_> = (0..=newest).filter(|nth| sees(*nth) == seen).collect();

@@ -10,7 +10,7 @@ use super::model::{Deed, Trouble};
 use super::world::{Setup, Step, World};
 
 pub(crate) const CONTAINERS: [&str; 3] = ["club", "desk", "shop"];
-pub(crate) const KEYS: [&str; 6] = ["", "ada", "bob", "cy", "dan", "eve"];
+pub(crate) const KEYS: [&str; 8] = ["", "ada", "bob", "cy", "dan", "eve", "fay", "gil"];
 
 /// How a store is opened in the run of this seed.
 pub(crate) fn setup(chance: &mut Chance) -> Setup {
@@ -33,7 +33,7 @@ pub(crate) fn policy(chance: &mut Chance) -> Policy {
 /// One thing to be done to a session.
 pub(crate) fn deed(chance: &mut Chance) -> Deed {
     let name = |chance: &mut Chance| (*chance.pick(&["x", "y", "z"])).to_owned();
-    match chance.below(20) {
+    match chance.below(22) {
         0 => Deed::Visit,
         1..=7 => Deed::Put(name(chance), value(chance)),
         8..=11 => Deed::Add("n".to_owned(), chance.below(100) as i64),
@@ -41,7 +41,8 @@ pub(crate) fn deed(chance: &mut Chance) -> Deed {
         14 => Deed::RemoveAttribute(name(chance)),
         15 => Deed::Clear,
         16..=17 => Deed::End,
-        _ => Deed::Renew,
+        18..=19 => Deed::Renew,
+        _ => Deed::Rotate(KEYS[chance.index(KEYS.len())]),
     }
 }
 
@@ -96,6 +97,11 @@ pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
                 }
                 for slot in slots {
                     steps.push(Step::Commit { slot, durability: durability(chance) });
+                    match chance.below(8) {
+                        0 => steps.push(Step::Advance { secs: 1 + chance.below(15) }),
+                        1 => steps.push(Step::Sweep),
+                        _ => {}
+                    }
                 }
                 done += 2;
             }
@@ -284,7 +290,7 @@ pub(crate) mod exhaustive {
         Begin { image: world.disk.image(), state: world.state(), now: super::super::world::START }
     }
 
-    /// Ten things to do.
+    /// Eleven things to do.
     fn deeds() -> Vec<Vec<Step>> {
         use Durability::{Immediate, Relaxed};
         let longer = short().timeout_secs(100);
@@ -316,6 +322,14 @@ pub(crate) mod exhaustive {
                 commit(0, Relaxed),
             ],
             vec![Step::Begin(0), act(0, "shop", "bob", Deed::Renew), commit(0, Immediate)],
+            vec![
+                Step::Begin(1),
+                Step::Begin(2),
+                act(1, "shop", "bob", Deed::Add("n".to_owned(), 1_000)),
+                act(2, "shop", "bob", Deed::Rotate("dan")),
+                commit(2, Immediate),
+                commit(1, Relaxed),
+            ],
             vec![
                 Step::Begin(0),
                 act(0, "shop", "ada", put("four")),
