@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sessile::{
     AtLimit, Container, EndReason, Error, Event, Key, LimitKind, ManualClock, Options, Policy,
-    Receiver, SessionId, Store, Time,
+    Receiver, SessionId, Store, Time, Transaction,
 };
 use tempfile::TempDir;
 
@@ -433,4 +433,19 @@ fn one_end_makes_room_for_one() {
     assert_eq!(ended, [Key::from("a"), Key::from("b")]);
     assert_eq!(world.living().len(), 2);
     assert_eq!(world.store.begin().unwrap().len(&world.shop).unwrap(), 2);
+}
+
+/// What the transaction has used makes no room for what it creates, even if the use left no trace.
+#[test]
+fn what_the_transaction_has_used_stays() {
+    let world = small();
+    let create = |txn: &Transaction, key| txn.create(&world.shop, key).map(drop);
+    world.store.transact(|txn| create(txn, "a").and_then(|()| create(txn, "b"))).unwrap();
+    let report = world.store.transact(|txn| {
+        // In the same slice, so that the session stays as it is.
+        assert!(txn.contains(&world.shop, "a")?);
+        create(txn, "c")
+    });
+    let ended: Vec<_> = report.unwrap().ended.into_iter().map(|end| end.key).collect();
+    assert_eq!(ended, [Key::from("b")]);
 }
