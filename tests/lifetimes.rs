@@ -449,3 +449,19 @@ fn what_the_transaction_has_used_stays() {
     let ended: Vec<_> = report.unwrap().ended.into_iter().map(|end| end.key).collect();
     assert_eq!(ended, [Key::from("b")]);
 }
+
+/// After the timeout was shortened the one that would expire first makes room, filed anew or not.
+#[test]
+fn who_would_expire_first_under_a_shorter_timeout_makes_room() {
+    let world = small();
+    let policy = Policy::new().period_secs(20).limit(2).at_limit(AtLimit::EvictOldest);
+    let timeout = |secs| world.store.container_with("shop", policy.clone().timeout_secs(secs));
+    timeout(600).unwrap();
+    let create = |txn: &Transaction, key| txn.create(&world.shop, key);
+    let own = |txn: &Transaction| create(txn, "a")?.set_timeout(Duration::from_secs(300));
+    world.store.transact(|txn| own(txn).and_then(|()| create(txn, "b").map(drop))).unwrap();
+    timeout(60).unwrap();
+    let report = world.store.transact(|txn| create(txn, "c").map(drop)).unwrap();
+    let ended: Vec<_> = report.ended.into_iter().map(|end| end.key).collect();
+    assert_eq!(ended, [Key::from("b")]);
+}
