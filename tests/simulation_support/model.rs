@@ -1,18 +1,18 @@
-//! What a store should hold: plain maps, and what a transaction makes of them.
+//! What a store should hold: plain maps.
 //!
 //! Written down a second time, as simply as can be, from what the documentation promises; nothing
-//! here asks the store how it does it.
+//! here asks the store how it does it. What a transaction does to one session is in `life.rs`, what it
+//! sees and wants in `intent.rs`, and what its commit makes of all that in `outcome.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use sessile::{
-    Container, Durability, EndReason, Error, Key, Policy, Session, SessionId, Store, Time,
-    Transaction, Value,
+    Container, EndReason, Error, Key, Policy, Session, SessionId, Store, Time, Transaction, Value,
 };
 
-use super::workload::KEYS;
+use super::workload::{KEYS, PRINCIPALS};
 
 /// Sessions that end, and why.
 pub(crate) type Ends = BTreeMap<SessionId, EndReason>;
@@ -35,11 +35,13 @@ pub(crate) struct ContainerState {
 /// The session `from` goes on under `key`, as `id`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Forward {
-    from: SessionId,
-    key: Key,
-    id: SessionId,
+    pub(crate) from: SessionId,
+    pub(crate) key: Key,
+    pub(crate) id: SessionId,
+    /// Until then the old key leads to the session.
+    pub(crate) grace: Time,
     /// Nobody may take the old key until this second is over.
-    until: u64,
+    pub(crate) until: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +51,28 @@ pub(crate) struct SessionState {
     pub(crate) last_accessed: Time,
     pub(crate) last_modified: Option<Time>,
     pub(crate) slice_end: Time,
-    pub(crate) attributes: BTreeMap<String, Value>,
+    pub(crate) attributes: Attributes,
+    /// A timeout of its own in seconds; zero: none.
+    pub(crate) timeout: Option<u64>,
+    pub(crate) principal: Option<Principal>,
+}
+
+pub(crate) type Attributes = BTreeMap<String, Attribute>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attribute {
+    pub(crate) value: Value,
+    /// Which commit has written it.
+    pub(crate) version: u64,
+    /// When it is gone, if it does not last as long as the session.
+    pub(crate) until: Option<Time>,
+}
+
+/// Whose session it is, and the note on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Principal {
+    pub(crate) name: String,
+    pub(crate) note: String,
 }
 
 /// What a client sees at some time: live sessions only.
@@ -61,6 +84,8 @@ pub(crate) struct SeenContainer {
     pub(crate) sessions: BTreeMap<Key, SeenSession>,
     /// Keys that nobody may take, because they were given up.
     pub(crate) given_up: BTreeSet<Key>,
+    /// Where keys lead that were given up a moment ago.
+    pub(crate) led: BTreeMap<Key, SessionId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,25 +95,84 @@ pub(crate) struct SeenSession {
     last_accessed: Time,
     last_modified: Option<Time>,
     expires: Option<Time>,
+    timeout: Option<u64>,
+    principal: Option<Principal>,
     attributes: BTreeMap<String, Value>,
 }
 
-fn plus_secs(time: Time, secs: u64) -> Time {
+pub(crate) fn plus_secs(time: Time, secs: u64) -> Time {
     Time::from_micros(time.as_micros().saturating_add(secs.saturating_mul(1_000_000)))
 }
 
-fn slice_end(now: Time, policy: &Policy) -> Time {
+pub(crate) fn slice_end(now: Time, policy: &Policy) -> Time {
     let period = policy.period_secs;
     Time::from_secs((now.as_secs() / period).saturating_add(1).saturating_mul(period))
 }
 
 impl SessionState {
+    pub(crate) fn new(id: SessionId, policy: &Policy, now: Time) -> Self {
+        SessionState {
+            id,
+            created: now,
+            last_accessed: now,
+            last_modified: None,
+            slice_end: slice_end(now, policy),
+            attributes: Attributes::new(),
+            timeout: None,
+            principal: None,
+        }
+    }
+
     pub(crate) fn expires(&self, policy: &Policy) -> Option<Time> {
-        (policy.timeout_secs > 0).then(|| plus_secs(self.slice_end, policy.timeout_secs))
+        self.idle_until(policy).into_iter().chain(self.absolute_end(policy)).min()
+    }
+
+    fn idle_until(&self, policy: &Policy) -> Option<Time> {
+        let timeout = self.timeout.unwrap_or(policy.timeout_secs);
+        (timeout > 0).then(|| plus_secs(self.slice_end, timeout))
+    }
+
+    /// The end of the period in which its absolute lifetime is over.
+    fn absolute_end(&self, policy: &Policy) -> Option<Time> {
+        let (lifetime, period) = (policy.absolute_timeout_secs, policy.period_secs);
+        let end = plus_secs(self.created, lifetime).as_micros().div_ceil(1_000_000);
+        (lifetime > 0).then(|| Time::from_secs(end.div_ceil(period).saturating_mul(period)))
+    }
+
+    /// What has ended it, if its time is over.
+    pub(crate) fn outlived(&self, policy: &Policy) -> &'static str {
+        match (self.absolute_end(policy), self.timeout) {
+            (Some(end), _) if self.expires(policy) == Some(end) => "ends by an absolute timeout",
+            (_, Some(_)) => "ends by a timeout of their own",
+            _ => "ends by the timeout",
+        }
+    }
+
+    pub(crate) fn is_of(&self, principal: &str) -> bool {
+        self.principal.as_ref().is_some_and(|theirs| theirs.name == principal)
+    }
+
+    /// The attributes that have not lapsed.
+    pub(crate) fn values(&self, now: Time) -> BTreeMap<String, Value> {
+        let lasting = self.attributes.iter().filter(|(_, it)| it.lasts(now));
+        lasting.map(|(name, it)| (name.clone(), it.value.clone())).collect()
+    }
+
+    /// Without the attributes whose time is over.
+    pub(crate) fn lasting(&self, now: Time) -> Self {
+        let mut session = self.clone();
+        session.attributes.retain(|_, attribute| attribute.lasts(now));
+        session
     }
 
     pub(crate) fn is_live(&self, policy: &Policy, now: Time) -> bool {
         self.expires(policy).is_none_or(|expires| now < expires)
+    }
+}
+
+impl Attribute {
+    pub(crate) fn lasts(&self, now: Time) -> bool {
+        self.until.is_none_or(|until| now < until)
     }
 }
 
@@ -103,13 +187,35 @@ impl ContainerState {
         ContainerState { policy, sessions: BTreeMap::new(), forwards: BTreeMap::new() }
     }
 
-    fn is_given_up(&self, key: &Key, now: Time) -> bool {
-        self.forwards.get(key).is_some_and(|forward| forward.is_kept(now))
+    /// Where the session of a key has gone that nobody may take.
+    pub(crate) fn forward(&self, key: &Key, now: Time) -> Option<&Forward> {
+        self.forwards.get(key).filter(|forward| forward.is_kept(now))
+    }
+
+    /// Where a key leads to in the time of grace: the next one, as long as it lasts, and so on.
+    fn leads_to(&self, key: &Key, now: Time) -> Option<SessionId> {
+        let (mut key, mut id) = (key, None);
+        loop {
+            let live = self.sessions.get(key).filter(|it| it.is_live(&self.policy, now));
+            if let Some(session) = live.filter(|it| id.is_none_or(|id| it.id == id)) {
+                return id.map(|_| session.id);
+            }
+            let forward = self.forward(key, now).filter(|it| now < it.grace)?;
+            if id.is_some_and(|id| forward.from != id) {
+                return None;
+            }
+            (key, id) = (&forward.key, Some(forward.id));
+        }
     }
 
     /// Where the session `id` lies that was found under `key`: there, or where its keys lead to. The
     /// last sweep has forgotten those that were not to be kept any more.
-    fn gone_to(&self, key: &Key, id: SessionId, swept: Time) -> Option<(Key, SessionId)> {
+    pub(crate) fn gone_to(
+        &self,
+        key: &Key,
+        id: SessionId,
+        swept: Time,
+    ) -> Option<(Key, SessionId)> {
         let (mut key, mut id) = (key.clone(), id);
         while self.sessions.get(&key).is_none_or(|session| session.id != id) {
             let forward = self.forwards.get(&key).filter(|forward| forward.is_kept(swept))?;
@@ -121,16 +227,10 @@ impl ContainerState {
         Some((key, id))
     }
 
-    /// A longer timeout wakes nobody: whose time was over ends before it takes effect.
+    /// Other settings wake nobody: whose time was over ends before they take effect.
     pub(crate) fn set_policy(&mut self, policy: &Policy, now: Time) {
-        let lifetime = |policy: &Policy| match policy.timeout_secs {
-            0 => u64::MAX,
-            secs => secs,
-        };
-        if lifetime(policy) > lifetime(&self.policy) {
-            let before = &self.policy;
-            self.sessions.retain(|_, session| session.is_live(before, now));
-        }
+        let before = &self.policy;
+        self.sessions.retain(|_, it| it.is_live(before, now) || !it.is_live(policy, now));
         self.policy = policy.clone();
     }
 }
@@ -147,16 +247,23 @@ impl State {
                     last_accessed: session.last_accessed,
                     last_modified: session.last_modified,
                     expires: session.expires(&container.policy),
-                    attributes: session.attributes.clone(),
+                    timeout: session.timeout,
+                    principal: session.principal.clone(),
+                    attributes: session.values(now),
                 };
                 (key.clone(), seen)
             })
             .collect()
         };
-        let seen = |it: &ContainerState| SeenContainer {
-            policy: it.policy.clone(),
-            sessions: live(it),
-            given_up: it.forwards.keys().filter(|key| it.is_given_up(key, now)).cloned().collect(),
+        let seen = |it: &ContainerState| {
+            let leads = |key: Key| it.leads_to(&key, now).map(|id| (key, id));
+            let is_kept = |key: &&Key| it.forward(key, now).is_some();
+            SeenContainer {
+                policy: it.policy.clone(),
+                sessions: live(it),
+                given_up: it.forwards.keys().filter(is_kept).cloned().collect(),
+                led: KEYS.map(Key::from).into_iter().filter_map(leads).collect(),
+            }
         };
         self.containers.iter().map(|(name, it)| (name.clone(), seen(it))).collect()
     }
@@ -176,6 +283,13 @@ impl State {
         containers.flat_map(|it| it.sessions.values()).map(|session| session.id).collect()
     }
 
+    /// A session that has not ended, and the settings that it lives under.
+    pub(crate) fn find(&self, id: SessionId) -> Option<(&SessionState, &Policy)> {
+        let found = |it: &&Arc<SessionState>| it.id == id;
+        let mut containers = self.containers.values();
+        containers.find_map(|it| Some((&**it.sessions.values().find(found)?, &it.policy)))
+    }
+
     /// The state without these sessions.
     pub(crate) fn without(&self, ended: &BTreeSet<SessionId>) -> State {
         let mut state = self.clone();
@@ -188,27 +302,64 @@ impl State {
 
 /// All that a fresh transaction shows, checked against what it says in other words.
 pub(crate) fn look(store: &Store) -> Result<Seen, Trouble> {
+    let (seen, miscounted) = look_and_count(store)?;
+    match miscounted.first() {
+        Some((_, found, len)) => Err(format!("{found} sessions in a container of {len}").into()),
+        None => Ok(seen),
+    }
+}
+
+/// A container, how many sessions are in it, and how many it says there are.
+pub(crate) type Miscounted = (String, u64, u64);
+
+/// The same, and what was miscounted.
+pub(crate) fn look_and_count(store: &Store) -> Result<(Seen, Vec<Miscounted>), Trouble> {
     let txn = store.begin()?;
-    let mut seen = Seen::new();
+    let (mut seen, mut miscounted) = (Seen::new(), Vec::new());
     for container in store.containers() {
+        let name = container.name().to_owned();
+        let mut principals = principals(&txn, &container)?;
         let mut sessions = BTreeMap::new();
         for session in txn.iter(&container)? {
             let session = session?;
-            sessions.insert(session.key().clone(), seen_session(&session)?);
+            let principal = principals.remove(&session.id());
+            if session.principal()?.as_ref() != principal.as_ref().map(|it| &it.name) {
+                return Err("a session and the list of its principal differ".into());
+            }
+            sessions.insert(session.key().clone(), seen_session(&session, principal)?);
+        }
+        if !principals.is_empty() {
+            return Err("a principal has sessions that are not there".into());
         }
         let keys = txn.keys(&container)?.collect::<Result<Vec<_>, _>>()?;
         if !keys.iter().eq(sessions.keys()) {
             return Err("keys and sessions of a container differ".into());
         }
-        let len = txn.len(&container)?;
-        if len != sessions.len() as u64 {
-            return Err(format!("{} sessions in a container of {len}", sessions.len()).into());
+        let (found, len) = (sessions.len() as u64, txn.len(&container)?);
+        if found != len {
+            miscounted.push((name.clone(), found, len));
         }
-        let (name, policy) = (container.name().to_owned(), txn.policy(&container)?);
+        let policy = txn.policy(&container)?;
         let given_up = given_up(&store.begin()?, &container)?;
-        seen.insert(name, SeenContainer { policy, sessions, given_up });
+        let led = led(&store.begin()?, &container)?;
+        seen.insert(name, SeenContainer { policy, sessions, given_up, led });
     }
-    Ok(seen)
+    Ok((seen, miscounted))
+}
+
+/// Whose sessions they are, by the lists of principals.
+fn principals(
+    txn: &Transaction,
+    container: &Container,
+) -> Result<BTreeMap<SessionId, Principal>, Error> {
+    let mut found = BTreeMap::new();
+    for name in PRINCIPALS {
+        for session in txn.sessions_of(container, name)? {
+            let principal = Principal { name: name.to_owned(), note: session.note };
+            found.insert(session.id, principal);
+        }
+    }
+    Ok(found)
 }
 
 /// The keys under which nobody can make a session.
@@ -216,7 +367,7 @@ fn given_up(txn: &Transaction, container: &Container) -> Result<BTreeSet<Key>, E
     let mut keys = BTreeSet::new();
     for key in KEYS.map(Key::from) {
         match txn.create(container, &key) {
-            Ok(_) | Err(Error::Exists { .. }) => {}
+            Ok(_) | Err(Error::Exists { .. } | Error::Limit { .. }) => {}
             Err(Error::RotatedKey { .. }) => drop(keys.insert(key)),
             Err(error) => return Err(error),
         }
@@ -224,13 +375,26 @@ fn given_up(txn: &Transaction, container: &Container) -> Result<BTreeSet<Key>, E
     Ok(keys)
 }
 
-fn seen_session(session: &Session) -> Result<SeenSession, Error> {
+/// Where keys lead that are none of their sessions' any more.
+fn led(txn: &Transaction, container: &Container) -> Result<BTreeMap<Key, SessionId>, Error> {
+    let mut led = BTreeMap::new();
+    for key in KEYS.map(Key::from) {
+        if let Some(session) = txn.peek(container, &key)?.filter(|it| *it.key() != key) {
+            led.insert(key, session.id());
+        }
+    }
+    Ok(led)
+}
+
+fn seen_session(session: &Session, principal: Option<Principal>) -> Result<SeenSession, Error> {
     Ok(SeenSession {
         id: session.id(),
         created: session.created()?,
         last_accessed: session.last_accessed()?,
         last_modified: session.last_modified()?,
         expires: session.expires()?,
+        timeout: session.timeout()?.map(|timeout| timeout.as_secs()),
+        principal,
         attributes: session.iter()?.collect(),
     })
 }
@@ -282,461 +446,5 @@ impl std::fmt::Display for Trouble {
             }
             Trouble::Violation(text) => f.write_str(text),
         }
-    }
-}
-
-/// One thing that a client does to the session under a key.
-#[derive(Clone, Debug)]
-pub(crate) enum Deed {
-    /// Looks it up, and makes it if it is absent.
-    Visit,
-    Put(String, Value),
-    Add(String, i64),
-    Append(String, i64),
-    RemoveAttribute(String),
-    Clear,
-    End,
-    /// Ends it, if it is there, and makes another one.
-    Renew,
-    /// Has it go on under another key.
-    Rotate(&'static str),
-}
-
-/// How many items a list keeps.
-const APPEND_MAX: usize = 5;
-
-/// A session as a transaction changes it.
-#[derive(Clone, Debug)]
-struct Life {
-    base: SessionState,
-    is_new: bool,
-    deeds: Vec<Deed>,
-    modified: Option<Time>,
-    touch: Option<(Time, Time)>,
-    is_ended: bool,
-    /// It was found, and goes on under this key, as this session.
-    rotated: Option<(Key, SessionId)>,
-}
-
-/// A transaction, and what it means to do.
-pub(crate) struct Intent {
-    pub(crate) txn: Transaction,
-    base: Arc<State>,
-    lives: BTreeMap<(String, Key), Vec<Life>>,
-    policies: BTreeMap<String, Policy>,
-}
-
-/// What a commit should do.
-pub(crate) struct Prediction {
-    /// `None`: it conflicts.
-    pub(crate) state: Option<State>,
-    /// Whom it ends because somebody wanted it.
-    pub(crate) ends: Ends,
-    /// Who may end on this occasion, their time being over.
-    pub(crate) may_end: BTreeSet<SessionId>,
-    /// It may be lost in a power cut although it was acknowledged: it changes nothing but times of
-    /// access, or wanted no more.
-    pub(crate) is_relaxed: bool,
-}
-
-impl Intent {
-    pub(crate) fn begin(store: &Store, base: Arc<State>) -> Result<Self, Error> {
-        let (lives, policies) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Intent { txn: store.begin()?, base, lives, policies })
-    }
-
-    /// Does something, in the transaction and in the model; `now` is the store's time.
-    pub(crate) fn act(
-        &mut self,
-        container: &Container,
-        key: &Key,
-        deed: &Deed,
-        now: Time,
-    ) -> Result<(), Trouble> {
-        let name = container.name().to_owned();
-        let Some(before) = self.base.containers.get(&name) else {
-            return Err("a container that its transaction does not know".into());
-        };
-        let policy = self.policies.get(&name).unwrap_or(&before.policy).clone();
-        self.look_up(&name, key);
-        if let Deed::End | Deed::Renew = deed {
-            let ended = self.txn.remove(container, key)?;
-            let live = self.live(&name, key, &policy, now);
-            if ended != live.is_some() {
-                return Err("an end of a session that is not there, or the reverse".into());
-            }
-            if let Some(life) = live {
-                life.is_ended = true;
-            }
-            if let Deed::End = deed {
-                return Ok(());
-            }
-        }
-        let is_given_up = self.is_given_up(&name, key, now);
-        let session = match self.txn.get_or_create(container, key) {
-            Err(Error::RotatedKey { .. }) if is_given_up => return Ok(()),
-            Ok(_) if is_given_up => return Err("a session under a key that was given up".into()),
-            found => found?,
-        };
-        let life = match self.live(&name, key, &policy, now) {
-            Some(life) => {
-                if life.id() != session.id() {
-                    return Err("another session under the key".into());
-                }
-                life.access(&policy, now);
-                life
-            }
-            None => {
-                let base = SessionState {
-                    id: session.id(),
-                    created: now,
-                    last_accessed: now,
-                    last_modified: None,
-                    slice_end: slice_end(now, &policy),
-                    attributes: BTreeMap::new(),
-                };
-                let lives = self.lives.entry((name.clone(), key.clone())).or_default();
-                lives.push(Life { is_new: true, ..Life::found(base) });
-                lives.last_mut().expect("it was just made")
-            }
-        };
-        match deed {
-            Deed::Visit | Deed::Renew | Deed::End => return Ok(()),
-            Deed::Put(name, value) => session.insert_value(name, value.clone())?,
-            Deed::Add(name, n) => session.add(name, *n)?,
-            Deed::Append(name, n) => session.append(name, n, APPEND_MAX)?,
-            Deed::RemoveAttribute(name) => session.remove(name)?,
-            Deed::Clear => session.clear()?,
-            Deed::Rotate(to) => return self.rotate(&name, key, &Key::from(*to), &session, now),
-        }
-        life.deeds.push(deed.clone());
-        life.modified = Some(now);
-        Ok(())
-    }
-
-    fn rotate(
-        &mut self,
-        name: &str,
-        from: &Key,
-        to: &Key,
-        session: &Session,
-        now: Time,
-    ) -> Result<(), Trouble> {
-        let policy = self.base.containers[name].policy.clone();
-        self.look_up(name, to);
-        let is_given_up = self.is_given_up(name, to, now);
-        let is_taken = self.live(name, to, &policy, now).is_some();
-        let id = match session.rotate(to) {
-            Err(Error::RotatedKey { .. }) if is_given_up => return Ok(()),
-            Err(Error::Exists { .. }) if is_taken && !is_given_up => return Ok(()),
-            Ok(_) if is_given_up || is_taken => {
-                return Err("a rotation to a key that nobody may take".into());
-            }
-            rotated => rotated?.id(),
-        };
-        let life = self.live(name, from, &policy, now).expect("it was just found");
-        if !life.is_new {
-            life.rotated = Some((to.clone(), id));
-            return Ok(());
-        }
-        // Nobody else has ever seen it.
-        let lives = self.lives.get_mut(&(name.to_owned(), from.clone()));
-        let life = lives.and_then(Vec::pop).expect("the last one is the one that lives");
-        let base = SessionState { id, ..life.base };
-        let lives = self.lives.entry((name.to_owned(), to.clone())).or_default();
-        lives.push(Life { base, ..life });
-        Ok(())
-    }
-
-    /// Notes what the snapshot holds under a key.
-    fn look_up(&mut self, name: &str, key: &Key) {
-        let found = self.base.containers[name].sessions.get(key);
-        let life = |base: &Arc<SessionState>| Life::found(SessionState::clone(base));
-        let lives = self.lives.entry((name.to_owned(), key.clone()));
-        lives.or_insert_with(|| found.map(life).into_iter().collect());
-    }
-
-    /// The session that the transaction sees under a key.
-    fn live(&mut self, name: &str, key: &Key, policy: &Policy, now: Time) -> Option<&mut Life> {
-        let lies_here = |at: &Key, life: &Life| match &life.rotated {
-            Some((to, _)) => to == key,
-            None => at == key,
-        };
-        let lives = self.lives.iter_mut().filter(|((container, _), _)| container == name);
-        let here = lives
-            .flat_map(|((_, at), lives)| lives.iter_mut().filter(move |life| lies_here(at, life)));
-        here.filter(|life| life.is_live(policy, now)).last()
-    }
-
-    /// Whether a key was given up before the transaction began, or by itself.
-    fn is_given_up(&self, name: &str, key: &Key, now: Time) -> bool {
-        let lives = self.lives.get(&(name.to_owned(), key.clone()));
-        let last = lives.and_then(|lives| lives.last());
-        last.is_some_and(|life| life.rotated.is_some())
-            || self.base.containers[name].is_given_up(key, now)
-    }
-
-    pub(crate) fn set_policy(
-        &mut self,
-        container: &Container,
-        policy: Policy,
-    ) -> Result<(), Trouble> {
-        self.txn.set_policy(container, policy.clone())?;
-        let before = self.base.containers.get(container.name());
-        if before.is_some_and(|before| before.policy != policy)
-            || self.policies.contains_key(container.name())
-        {
-            self.policies.insert(container.name().to_owned(), policy);
-        }
-        Ok(())
-    }
-
-    /// What a commit should make of `stored`, `swept` being the time of the last sweep.
-    pub(crate) fn predict(
-        &self,
-        stored: &State,
-        durability: Option<Durability>,
-        swept: Time,
-        now: Time,
-    ) -> Prediction {
-        let mut state = Some(stored.clone());
-        let (mut ends, mut departures) = (Ends::new(), Vec::new());
-        let touched = self.lives.keys().map(|(name, _)| name).chain(self.policies.keys());
-        let touched: BTreeSet<_> = touched.collect();
-        let mut may_end = BTreeSet::new();
-        for name in touched {
-            let Some(container) = stored.containers.get(name) else { continue };
-            let sessions = container.sessions.values();
-            let over = sessions.filter(|session| !session.is_live(&container.policy, now));
-            may_end.extend(over.map(|session| session.id));
-        }
-        for (name, policy) in &self.policies {
-            let unchanged = self.base.containers[name].policy == stored.containers[name].policy;
-            match &mut state {
-                Some(state) if unchanged => {
-                    let container = state.containers.get_mut(name);
-                    container.expect("containers stay").set_policy(policy, now);
-                }
-                _ => state = None,
-            }
-        }
-        let mut is_relaxed = self.policies.is_empty();
-        for ((name, key), lives) in self.forwarded(stored, swept) {
-            let before = &stored.containers[&name];
-            for life in lives {
-                let level = durability.unwrap_or(before.policy.durability);
-                is_relaxed &= level == Durability::Relaxed || !life.is_new && !life.demands();
-                if let Some(it) = &mut state {
-                    match life.apply(it, &name, &key, before, now, &mut ends) {
-                        Ok(departure) => {
-                            departures.extend(departure.map(|it| (name.clone(), key.clone(), it)));
-                        }
-                        Err(Conflicts) => state = None,
-                    }
-                }
-            }
-        }
-        for (name, from, departure) in departures {
-            if let Some(it) = &mut state {
-                let before = &stored.containers[&name];
-                let container = it.containers.get_mut(&name).expect("containers stay");
-                if departure.arrive(container, from, before, now).is_err() {
-                    state = None;
-                }
-            }
-        }
-        // An end is for good.
-        is_relaxed &= ends.is_empty();
-        Prediction { state, ends, may_end, is_relaxed }
-    }
-
-    /// What it wants of sessions, where those lie now.
-    fn forwarded(&self, stored: &State, swept: Time) -> BTreeMap<(String, Key), Vec<Life>> {
-        let mut lives = self.lives.clone();
-        lives.retain(|_, lives| lives.iter().any(Life::has_effect));
-        let mut gone = Vec::new();
-        for ((name, key), lives) in &mut lives {
-            let Some(first) = lives.first().filter(|life| !life.is_new && life.rotated.is_none())
-            else {
-                continue;
-            };
-            let now = stored.containers[name].gone_to(key, first.base.id, swept);
-            if let Some((to, id)) = now.filter(|(to, _)| to != key) {
-                let mut life = lives.remove(0);
-                life.base.id = id;
-                gone.push(((name.clone(), to), life));
-            }
-        }
-        for (place, life) in gone {
-            lives.entry(place).or_default().insert(0, life);
-        }
-        lives
-    }
-}
-
-/// The session has ended meanwhile, or there is another one.
-struct Conflicts;
-
-/// A session on its way to another key.
-struct Departure {
-    key: Key,
-    id: SessionId,
-    session: SessionState,
-}
-
-impl Departure {
-    /// `before` is the container before the commit.
-    fn arrive(
-        self,
-        container: &mut ContainerState,
-        from: Key,
-        before: &ContainerState,
-        now: Time,
-    ) -> Result<(), Conflicts> {
-        const MONTH_SECS: u64 = 30 * 24 * 60 * 60;
-        let Departure { key, id, session } = self;
-        let lies = container.sessions.get(&key);
-        let is_taken = lies.is_some_and(|other| other.is_live(&before.policy, now));
-        if is_taken || before.is_given_up(&key, now) {
-            return Err(Conflicts);
-        }
-        let lives = match container.policy.timeout_secs {
-            0 => MONTH_SECS,
-            timeout => timeout + container.policy.period_secs,
-        };
-        let until = plus_secs(now, lives).as_secs();
-        let forward = Forward { from: session.id, key: key.clone(), id, until };
-        container.forwards.insert(from, forward);
-        container.sessions.insert(key, Arc::new(SessionState { id, ..session }));
-        Ok(())
-    }
-}
-
-impl Life {
-    fn found(base: SessionState) -> Self {
-        Life {
-            base,
-            is_new: false,
-            deeds: Vec::new(),
-            modified: None,
-            touch: None,
-            is_ended: false,
-            rotated: None,
-        }
-    }
-
-    /// Which session the transaction sees it as.
-    fn id(&self) -> SessionId {
-        self.rotated.as_ref().map_or(self.base.id, |(_, id)| *id)
-    }
-
-    /// The times as the transaction sees them.
-    fn times(&self) -> (Time, Time) {
-        self.touch.unwrap_or((self.base.slice_end, self.base.last_accessed))
-    }
-
-    fn is_live(&self, policy: &Policy, now: Time) -> bool {
-        let slice_end = self.times().0;
-        let over = plus_secs(slice_end, policy.timeout_secs);
-        !self.is_ended && (policy.timeout_secs == 0 || now < over)
-    }
-
-    fn access(&mut self, policy: &Policy, now: Time) {
-        const LAG_SECS: u64 = 30;
-        let times = self.times();
-        let is_old = now > plus_secs(times.1, LAG_SECS);
-        let later = (times.0.max(slice_end(now, policy)), if is_old { now } else { times.1 });
-        if later != times {
-            self.touch = Some(later);
-        }
-    }
-
-    /// Whether it matters that the session still lives at commit.
-    fn demands(&self) -> bool {
-        self.is_ended || !self.deeds.is_empty() || self.rotated.is_some()
-    }
-
-    fn has_effect(&self) -> bool {
-        self.is_new || self.demands() || self.touch.is_some()
-    }
-
-    fn apply(
-        &self,
-        state: &mut State,
-        name: &str,
-        key: &Key,
-        before: &ContainerState,
-        now: Time,
-        ends: &mut Ends,
-    ) -> Result<Option<Departure>, Conflicts> {
-        let is_given_up = before.is_given_up(key, now);
-        let before = &before.policy;
-        let container = state.containers.get_mut(name).ok_or(Conflicts)?;
-        let policy = container.policy.clone();
-        let stored = container.sessions.get(key).cloned();
-        let mut session = match (self.is_new, stored) {
-            (true, Some(other)) if other.is_live(before, now) => return Err(Conflicts),
-            (true, None) if is_given_up => return Err(Conflicts),
-            (true, _) => {
-                container.sessions.remove(key);
-                self.base.clone()
-            }
-            (false, Some(stored)) if stored.id == self.base.id => SessionState::clone(&stored),
-            (false, _) => return if self.demands() { Err(Conflicts) } else { Ok(None) },
-        };
-        if let Some((slice_end, last_accessed)) = self.touch {
-            session.slice_end = session.slice_end.max(slice_end);
-            session.last_accessed = session.last_accessed.max(last_accessed);
-        }
-        if !session.is_live(if self.is_new { &policy } else { before }, now) && !self.is_ended {
-            if self.is_new || self.demands() {
-                return Err(Conflicts);
-            }
-            container.sessions.remove(key);
-            return Ok(None);
-        }
-        if !self.is_new && !session.is_live(before, now) {
-            return Err(Conflicts);
-        }
-        if self.is_ended {
-            ends.insert(session.id, EndReason::Invalidated);
-            container.sessions.remove(key);
-            return Ok(None);
-        }
-        for deed in &self.deeds {
-            apply(deed, &mut session.attributes);
-        }
-        session.last_modified = session.last_modified.max(self.modified);
-        if let Some((to, id)) = &self.rotated {
-            ends.insert(session.id, EndReason::Rotated);
-            container.sessions.remove(key);
-            return Ok(Some(Departure { key: to.clone(), id: *id, session }));
-        }
-        container.sessions.insert(key.clone(), Arc::new(session));
-        Ok(None)
-    }
-}
-
-fn apply(deed: &Deed, attributes: &mut BTreeMap<String, Value>) {
-    let value = |value: &dyn Fn() -> Option<Value>| value().expect("it can be encoded");
-    match deed {
-        Deed::Visit | Deed::End | Deed::Renew | Deed::Rotate(_) => {}
-        Deed::Put(name, value) => {
-            attributes.insert(name.clone(), value.clone());
-        }
-        Deed::Add(name, n) => {
-            let before = attributes.get(name).and_then(Value::to::<i64>).unwrap_or(0);
-            attributes.insert(name.clone(), value(&|| Value::of(&(before + n))));
-        }
-        Deed::Append(name, n) => {
-            let mut list = attributes.get(name).and_then(Value::to::<Vec<i64>>).unwrap_or_default();
-            list.push(*n);
-            let rest = list.len().saturating_sub(APPEND_MAX);
-            attributes.insert(name.clone(), value(&|| Value::of(&list[rest..])));
-        }
-        Deed::RemoveAttribute(name) => {
-            attributes.remove(name);
-        }
-        Deed::Clear => attributes.clear(),
     }
 }

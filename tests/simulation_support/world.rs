@@ -14,19 +14,22 @@
 //! The same for ends. From the acknowledgement of the commit until the listener has been called an end
 //! is *owed*: the next process must tell it. Then it may tell it again, until that is acknowledged too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sessile::{
-    Clock, CommitId, Container, Durability, EndReason, Error, Fate, Key, ManualClock, Options,
-    Policy, SessionId, Store, Time,
+    Clock, CommitId, Container, Durability, EndReason, Error, Fate, Key, LimitKind, ManualClock,
+    Options, Policy, SessionId, Store, Time,
 };
 
 use super::disk::{Image, SimDisk};
-use super::model::{ContainerState, Deed, Ends, Intent, Prediction, Seen, State, Trouble, look};
+use super::intent::Intent;
+use super::life::Deed;
+use super::model::{ContainerState, Ends, Seen, State, Trouble, look};
+use super::outcome::{Prediction, Refusal};
 
 /// What a client knows at some point of a disk's record.
 #[derive(Clone, Debug)]
@@ -78,6 +81,12 @@ pub(crate) enum Step {
         container: &'static str,
         key: &'static str,
         deed: Deed,
+    },
+    /// Ends all sessions of a principal.
+    EndAll {
+        slot: usize,
+        container: &'static str,
+        principal: &'static str,
     },
     SetPolicy {
         slot: usize,
@@ -151,6 +160,10 @@ pub(crate) struct World {
     pub(crate) revision: u64,
     /// When this was last swept.
     swept: Time,
+    /// What was shown that is to be shown once.
+    shown: BTreeSet<i64>,
+    /// How often what has happened.
+    pub(crate) happened: BTreeMap<&'static str, u64>,
     /// So that session ids differ from process to process.
     seed: u64,
 }
@@ -183,6 +196,8 @@ impl World {
             unsettled,
             revision: 0,
             swept: Time::default(),
+            shown: BTreeSet::new(),
+            happened: BTreeMap::new(),
             seed,
         };
         world.mark(&BTreeSet::new());
@@ -406,7 +421,11 @@ impl World {
     /// Corrects the newest state: these have ended too.
     fn expired(&mut self, ended: &BTreeSet<SessionId>) {
         if !ended.is_empty() {
-            let state = self.state().without(ended);
+            let before = self.state();
+            let found = ended.iter().filter_map(|id| before.find(*id));
+            let why: Vec<_> = found.map(|(session, policy)| session.outlived(policy)).collect();
+            self.count(&why);
+            let state = before.without(ended);
             self.history.push(Arc::new(state));
             // Ends are told when they are durable, and with them everything before.
             self.allowed = vec![self.history.len() - 1];
@@ -444,12 +463,20 @@ impl World {
                 self.slots[*slot] = Some(Intent::begin(self.store(), self.state())?);
             }
             // Its container could not be made.
-            Step::Act { container, .. } | Step::SetPolicy { container, .. }
+            Step::Act { container, .. }
+            | Step::EndAll { container, .. }
+            | Step::SetPolicy { container, .. }
                 if !self.state().containers.contains_key(*container) => {}
             Step::Act { slot, container, key, deed } => {
                 let (now, container) = (self.store().now(), self.container(container)?);
                 if let Some(intent) = &mut self.slots[*slot] {
                     intent.act(&container, &Key::from(*key), deed, now)?;
+                }
+            }
+            Step::EndAll { slot, container, principal } => {
+                let (now, container) = (self.store().now(), self.container(container)?);
+                if let Some(intent) = &mut self.slots[*slot] {
+                    intent.end_all_of(&container, principal, now)?;
                 }
             }
             Step::SetPolicy { slot, container, policy } => {
@@ -539,16 +566,18 @@ impl World {
     /// Commits, and expects what the model says.
     fn commit(&mut self, intent: Intent, durability: Option<Durability>) -> Result<(), Trouble> {
         let now = self.store().now();
-        let Prediction { state, ends, may_end, is_relaxed } =
+        let Prediction { verdict, ends, may_end, is_relaxed, happened } =
             intent.predict(&self.state(), durability, self.swept, now);
-        let is_expected = state.is_some();
-        let state = state.unwrap_or_else(|| State::clone(&self.state()));
+        let refusal = verdict.as_ref().err().copied();
+        let state = verdict.unwrap_or_else(|_| State::clone(&self.state()));
         self.begun(state, &ends, &may_end);
         if let Some(durability) = durability {
             intent.txn.set_durability(durability)?;
         }
         let ended = match intent.txn.commit() {
-            Ok(_) if !is_expected => return Err("a commit that should conflict did not".into()),
+            Ok(_) if let Some(refusal) = refusal => {
+                return Err(format!("a commit that should be refused was not: {refusal:?}").into());
+            }
             Ok(report) => {
                 let revision = report.revision.get();
                 let [.., before, after] = self.allowed[..] else { panic!("both are allowed") };
@@ -557,15 +586,18 @@ impl World {
                 }
                 self.revision = self.revision.max(revision);
                 self.done(!is_relaxed);
+                if let Some(n) = intent.shown.iter().find(|n| !self.shown.insert(**n)) {
+                    return Err(format!("{n} was shown twice").into());
+                }
+                self.count(&vec!["values shown"; intent.shown.len()]);
+                self.count(&happened);
                 ends
             }
-            Err(Error::Conflict(_)) if !is_expected => {
+            Err(error) if is_refused(&error, refusal) => {
                 self.refused();
-                Ends::new()
-            }
-            // Too much for a segment.
-            Err(Error::Limit { .. }) => {
-                self.refused();
+                if refusal.is_some() {
+                    self.count(&happened);
+                }
                 Ends::new()
             }
             Err(error) => return Err(self.failed(error)),
@@ -574,6 +606,12 @@ impl World {
         let expired = self.take_ends(&ended, &may_end, &durable)?;
         self.expired(&expired);
         Ok(())
+    }
+
+    fn count(&mut self, happened: &[&'static str]) {
+        for what in happened {
+            *self.happened.entry(what).or_default() += 1;
+        }
     }
 
     /// Sweeps, and expects the end of everything that is due.
@@ -657,6 +695,8 @@ impl World {
     /// the commit in doubt, and compares that with what the store shows.
     pub(crate) fn resume(&mut self) -> Result<(), Trouble> {
         self.give_up();
+        // What was acknowledged before it was durable may be lost, and is shown again.
+        self.shown.clear();
         let now = self.store().now();
         // Whoever is due may end in what follows.
         let due = self.allowed.iter().flat_map(|nth| self.history[*nth].due(now));
@@ -713,6 +753,16 @@ impl World {
     }
 }
 
+/// Whether an error is what was expected of a commit. It may always be too much for a segment.
+fn is_refused(error: &Error, refusal: Option<Refusal>) -> bool {
+    match error {
+        Error::Limit { limit: LimitKind::TransactionBytes, .. } => true,
+        Error::Limit { limit, .. } => refusal == Some(Refusal::Limit(*limit)),
+        Error::Conflict(_) => matches!(refusal, Some(Refusal::Conflict | Refusal::Taken)),
+        _ => false,
+    }
+}
+
 impl Drop for World {
     /// Nobody waits for a store that is not looked at any more to be closed.
     fn drop(&mut self) {
@@ -742,6 +792,9 @@ fn difference(expected: &Seen, seen: &Seen) -> String {
         let is_known = |key: &&Key| expected.sessions.contains_key(*key);
         if let Some(key) = other.sessions.keys().find(|key| !is_known(key)) {
             return format!("{name}/{} is there", String::from_utf8_lossy(key.as_bytes()));
+        }
+        if expected.led != other.led {
+            return format!("keys of {name} lead elsewhere in the time of grace");
         }
         if let Some(key) = (&expected.given_up ^ &other.given_up).first() {
             let text = String::from_utf8_lossy(key.as_bytes());
