@@ -124,6 +124,7 @@ impl<'a> Round<'a> {
 
     pub(crate) fn judge(&mut self, work: &Work) -> Result<Report, Error> {
         let (mut durability, mut kind) = (Durability::Immediate, Kind::Any);
+        let (before, mut refiled) = (self.commits.len(), Vec::new());
         let outcome = match work {
             Work::Transaction(intent) => {
                 self.core.check_revoked(intent.snapshot)?;
@@ -149,7 +150,7 @@ impl<'a> Round<'a> {
                 outcome
             }
             Work::Refile { container, policy: revision, from, keys, next } => {
-                let mut state = ContainerState::clone(&self.containers[container]);
+                let state = Arc::clone(&self.containers[container]);
                 let (policy, now) = (Arc::clone(&state.policy), self.now);
                 let mut outcome = Outcome { is_divisible: keys.len() > 1, ..Outcome::default() };
                 // Otherwise the policy has changed again, and the walk begins anew.
@@ -160,6 +161,11 @@ impl<'a> Round<'a> {
                         };
                         self.sweep(&mut outcome, (*container, key.clone()), &policy, late);
                     }
+                    // The place to go on from is noted by itself: a session may have only just fitted
+                    // into a commit.
+                    refiled = self.accept(outcome, kind)?.ended;
+                    outcome = Outcome::default();
+                    let mut state = ContainerState::clone(&self.containers[container]);
                     state.refile_from = next.clone();
                     outcome.containers.insert(*container, state);
                 }
@@ -179,8 +185,8 @@ impl<'a> Round<'a> {
                 outcome
             }
         };
-        let before = self.commits.len();
-        let report = self.accept(outcome, kind)?;
+        let mut report = self.accept(outcome, kind)?;
+        report.ended.append(&mut refiled);
         if self.commits.len() > before {
             self.durability = self.durability.max(durability);
         }
