@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sessile::{EndReason, Key, Policy, Session, SessionId, Time, Value};
+use sessile::{EndReason, Key, Policy, Rule, Session, SessionId, Time, Value};
 
 use super::model::{
     Attribute, Attributes, ContainerState, Principal, SessionState, Trouble, plus_secs, slice_end,
@@ -305,6 +305,7 @@ impl Life {
             (false, _) if self.demands() => return Err(Refusal::Conflict),
             (false, _) => return Ok(None),
         };
+        let found = session.clone();
         let lapsed = before.sessions.get(key).filter(|it| !self.is_new && it.id == session.id);
         let lapsed = lapsed.map_or(0, |it| it.attributes.len() - session.attributes.len());
         outcome.happened.extend((0..lapsed).map(|_| "attributes lapsed"));
@@ -323,7 +324,7 @@ impl Life {
                 }
                 return Ok(None);
             }
-            self.check_reads(&session)?;
+            self.check_reads(&session, &policy)?;
             if self.ended_with.as_ref().is_some_and(|principal| !session.is_of(principal)) {
                 return if self.demands() { Err(Refusal::Conflict) } else { Ok(None) };
             }
@@ -349,19 +350,21 @@ impl Life {
             outcome.end(name, key, session.id, EndReason::Rotated);
             return Ok(Some(Departure { key: to.clone(), id: *id, session }));
         }
-        outcome.put(name, key, session, self.has_effect());
+        // That attributes have lapsed is noted with the next change.
+        outcome.put(name, key, session.clone(), self.is_new || session != found);
         Ok(None)
     }
 
     /// Refuses if others have changed what it has taken, or read and then written.
-    fn check_reads(&self, stored: &SessionState) -> Result<(), Refusal> {
+    fn check_reads(&self, stored: &SessionState, policy: &Policy) -> Result<(), Refusal> {
         let version = |it: &SessionState, name: &str| it.attributes.get(name).map(|it| it.version);
         let is_changed = |name: &String| version(stored, name) != version(&self.base, name);
         if self.required.iter().any(is_changed) {
             return Err(Refusal::Taken);
         }
-        // Who ends it cares for what it has taken only.
-        match !self.is_ended && self.checked.iter().any(is_changed) {
+        // Who ends it, and whose later write holds, cares for what it has taken only.
+        let cares = !self.is_ended && policy.default_rule == Rule::Checked;
+        match cares && self.checked.iter().any(is_changed) {
             true => Err(Refusal::Conflict),
             false => Ok(()),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sessile::{AtLimit, Clock, Durability, Policy, Time, Value};
+use sessile::{AtLimit, Clock, Durability, Policy, Rule, Time, Value};
 
 use super::chance::Chance;
 use super::life::Deed;
@@ -42,6 +42,9 @@ pub(crate) fn policy(chance: &mut Chance) -> Policy {
     }
     if chance.one_in(3) {
         policy = policy.rotation_grace_secs(1 + chance.below(40));
+    }
+    if chance.one_in(2) {
+        policy = policy.default_rule(Rule::LastWriter);
     }
     if chance.one_in(4) { policy.durability(Durability::Relaxed) } else { policy }
 }
@@ -191,14 +194,19 @@ fn race(
     let bind = |slot| act(slot, Deed::Bind(principal, "tablet"));
     let rotate = |slot| act(slot, Deed::Rotate(to[slot - 1]));
     let end_all = |slot| Step::EndAll { slot, container, principal };
-    let wanted = match chance.below(8) {
-        0 | 1 => [act(1, Deed::Take(name.clone())), act(2, Deed::Take(name))],
-        2 => [act(1, Deed::Show), act(2, Deed::Show)],
-        3 => [rotate(1), rotate(2)],
-        4 => [rotate(1), act(2, Deed::Put(name, value(chance)))],
-        5 => [act(1, Deed::End), rotate(2)],
-        6 => [bind(1), end_all(2)],
-        _ => [rotate(1), end_all(2)],
+    let wanted = match chance.below(9) {
+        0 | 1 => vec![act(1, Deed::Take(name.clone())), act(2, Deed::Take(name))],
+        2 => vec![act(1, Deed::Show), act(2, Deed::Show)],
+        3 => vec![rotate(1), rotate(2)],
+        4 => vec![rotate(1), act(2, Deed::Put(name, value(chance)))],
+        5 => vec![act(1, Deed::End), rotate(2)],
+        6 => vec![bind(1), end_all(2)],
+        7 => vec![rotate(1), end_all(2)],
+        // Another session is to have the key that this one gives up meanwhile.
+        _ => {
+            let other = Step::Act { slot: 2, container, key: to[1], deed: Deed::Rotate(key) };
+            vec![rotate(1), act(2, Deed::End), other]
+        }
     };
     let mut slots = [1, 2];
     if chance.one_in(2) {
