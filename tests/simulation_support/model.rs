@@ -339,10 +339,16 @@ pub(crate) fn look_and_count(store: &Store) -> Result<(Seen, Vec<Miscounted>), T
         if found != len {
             miscounted.push((name.clone(), found, len));
         }
-        let policy = txn.policy(&container)?;
-        let given_up = given_up(&store.begin()?, &container)?;
-        let led = led(&store.begin()?, &container)?;
+        let (policy, led) = (txn.policy(&container)?, led(&txn, &container)?);
+        let given_up = BTreeSet::new();
         seen.insert(name, SeenContainer { policy, sessions, given_up, led });
+    }
+    // At last, because it makes sessions. In the same transaction, because a store that gets over a
+    // failure may change meanwhile.
+    for container in store.containers() {
+        if let Some(seen) = seen.get_mut(container.name()) {
+            seen.given_up = given_up(&txn, &container)?;
+        }
     }
     Ok((seen, miscounted))
 }
