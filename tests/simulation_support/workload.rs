@@ -72,7 +72,10 @@ pub(crate) fn deed(chance: &mut Chance) -> Deed {
         29..=30 => Deed::Flash((chance.number() >> 1) as i64),
         31..=32 => Deed::Show,
         33..=34 => Deed::Timeout(*chance.pick(&[None, Some(0), Some(5), Some(30), Some(300)])),
-        35..=39 => Deed::Bind(principal(chance), *chance.pick(&["phone", "laptop"])),
+        35..=39 => {
+            let (whose, device) = (principal(chance), *chance.pick(&["phone", "laptop"]));
+            Deed::Bind(whose, device)
+        }
         40 => Deed::Unbind,
         _ => Deed::EndOthers,
     }
@@ -104,7 +107,10 @@ pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
         (CONTAINERS[chance.index(CONTAINERS.len())], KEYS[chance.index(KEYS.len())])
     };
     let act = |slot, (container, key), chance: &mut Chance| match chance.below(24) {
-        0 => Step::EndAll { slot, container, principal: *chance.pick(&PRINCIPALS) },
+        0 => {
+            let principal = *chance.pick(&PRINCIPALS);
+            Step::EndAll { slot, container, principal }
+        }
         _ => Step::Act { slot, container, key, deed: deed(chance) },
     };
     let mut done = 0;
