@@ -16,7 +16,9 @@
 //! ```
 //!
 //! What must be there: every deed that was said to be done, and of each client at most the one that
-//! it had under way; nothing else. Sessions that were ended stay ended, and sums are exact. The
+//! it had under way; nothing else. Sessions that were ended stay ended, and sums are exact; a session
+//! with a new key has that key only. And when a process serves, listeners have been told of every end
+//! before it, by that process or an earlier one, and of no other. The
 //! deeds of a client follow from the seed (`kill_support/deeds.rs`), so that the test knows every
 //! byte of every session without having been told.
 //!
@@ -46,9 +48,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 
-use kill_support::deeds::{CLIENTS, Client, Seen, compare};
+use kill_support::deeds::{CLIENTS, Client, Seen, compare, compare_ends};
 use kill_support::points::{Part, Phase, Point};
-use kill_support::process::Process;
+use kill_support::process::{Process, Told};
 use kill_support::program::{self, Command, JOB, Job, Said};
 use watched::{Operation, Side};
 
@@ -227,6 +229,9 @@ struct Tally {
     deeds: u64,
     lost: u64,
     phantom: u64,
+    /// Ends that listeners were told of, and how many of them by a process that came later.
+    ends: u64,
+    inherited: u64,
     restarts_micros: Vec<u64>,
     /// Where the segments of the log had the default size: a new one is filled first.
     large_restarts_micros: Vec<u64>,
@@ -249,13 +254,13 @@ fn at_percentile(all: &[u64], percentile: usize) -> u64 {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Tally { kills, deeds, lost, phantom, .. } = self;
+        let Tally { kills, deeds, lost, phantom, ends, inherited, .. } = self;
         let millis = |all: &[u64], percentile| at_percentile(all, percentile) as f64 / 1_000.0;
         let (small, large) = (&self.restarts_micros, &self.large_restarts_micros);
         write!(
             f,
             "kill: {kills} kills, {deeds} acknowledgements, {lost} lost, {phantom} phantom, \
-             restart p50 {:.1} ms p99 {:.1} ms",
+             {ends} ends told, {inherited} by the next process, restart p50 {:.1} ms p99 {:.1} ms",
             millis(small, 50),
             millis(small, 99),
         )?;
@@ -284,6 +289,10 @@ struct Aging<'a> {
     cut_off: bool,
     /// Whether the latest process had segments of the default size.
     large: bool,
+    /// The ends that listeners were told of.
+    told: Told,
+    /// How many of them were counted.
+    heard: u64,
     /// How the latest processes were started and died, for whoever looks for a fault.
     lives: Vec<String>,
     tally: &'a mut Tally,
@@ -302,6 +311,8 @@ impl<'a> Aging<'a> {
             starts: (0, 0),
             cut_off: false,
             large: false,
+            told: Told::default(),
+            heard: 0,
             lives: Vec::new(),
             tally,
         }
@@ -329,7 +340,7 @@ impl<'a> Aging<'a> {
         self.starts.1 += 1;
         self.large = segment_bytes.is_none();
         self.lives.push(format!("{segment_bytes:?} bytes, {relaxed} relaxed, {point:?}"));
-        Process::start("program", &job)
+        Process::start("program", &job, &self.told)
     }
 
     /// Starts a program and waits until it serves.
@@ -355,7 +366,7 @@ impl<'a> Aging<'a> {
                 self.tally.deeds += 1;
             }
             Said::Point | Said::Closed | Said::Filled => {}
-            Said::AlreadyOpen { .. } | Said::Failed(_) => panic!("{said:?}"),
+            Said::AlreadyOpen { .. } | Said::Ended { .. } | Said::Failed(_) => panic!("{said:?}"),
         }
     }
 
@@ -381,6 +392,12 @@ impl<'a> Aging<'a> {
         if seen.still_len != still {
             wrong.complaints.push(format!("{} sessions lie there, not {still}", seen.still_len));
         }
+        let told = self.told.lock().unwrap().clone();
+        wrong.complaints.extend(compare_ends(&self.clients, &told));
+        let now = told.iter().rev().take_while(|told| told.is_some()).count() as u64;
+        self.tally.inherited += now;
+        self.tally.ends += told.iter().flatten().count() as u64 - self.heard;
+        self.heard = told.iter().flatten().count() as u64;
         wrong.complaints.extend(self.strange_files());
         self.tally.lost += wrong.lost;
         self.tally.phantom += wrong.phantom;

@@ -43,11 +43,12 @@ type Found = (u64, Case);
 
 /// The run of a seed. What goes wrong in it before any power is cut is a violation as well.
 fn run(suite: &Suite, seed: u64, transactions: usize) -> World {
-    let (world, trouble) = match workload::run(seed, transactions) {
+    let (world, trouble) = match workload::run(seed, transactions, true) {
         Ok(world) => (world, None),
         Err((trouble, world)) => (world, Some(trouble)),
     };
     suite.case(seed, || "the workload".to_owned(), || trouble.map_or(Ok(()), Err));
+    suite.tally_all(&world.happened);
     world
 }
 
@@ -73,6 +74,53 @@ fn power_cuts() {
         suite.tally("ends told by the next process", inherited);
     });
     suite.finish();
+}
+
+/// What must have happened to sessions for anything to be shown of it.
+const LIVES: [&str; 20] = [
+    "attributes lapsed",
+    "bindings refused at the limit of a principal",
+    "changes that followed a rotation",
+    "conflicts",
+    "creations refused at the limit of a container",
+    "ends by a timeout of their own",
+    "ends by an absolute timeout",
+    "ends by principal",
+    "ends by principal of a session that nobody had seen",
+    "ends by the timeout",
+    "evictions",
+    "evictions for a principal",
+    "keys refused that were given up",
+    "keys that led on in the time of grace",
+    "refusals at the limit of a container",
+    "refusals at the limit of a principal",
+    "rotations",
+    "takes that came too late",
+    "values shown",
+    "workloads",
+];
+
+/// G-R23: long workloads with all that can happen to a session, where nothing is wrong with the disk,
+/// and a few power cuts.
+#[test]
+fn lives() {
+    let size = Size::get();
+    let suite = Suite::new("G-R23", "lives", "lives", size.of(1_000, 10_000));
+    let make = |send: &mut dyn FnMut(u64)| {
+        for seed in suite.seeds() {
+            suite.count(1);
+            send(seed);
+        }
+    };
+    suite.run(make, |seed| {
+        let world = run(&suite, seed, 60);
+        suite.outcome("workloads");
+        let plan = Plan { start: &Image::default(), lies: 0, cuts: 1, every: 300, from: 0 };
+        plan.cut(&world, &mut Chance::new(seed), |case| {
+            suite.case(seed, || case.what.clone(), || case.verify());
+        });
+    });
+    suite.finish_with(&LIVES);
 }
 
 /// G-R8: the power is cut while a backup is made, after every operation.
@@ -205,7 +253,7 @@ fn again(suite: &Suite, seed: u64, case: &Case, depth: u32) {
     suite.count(images);
 }
 
-/// G-R3: everything that two, or three, of ten things to do can lead to, from one small store.
+/// G-R3: everything that two, or three, of eleven things to do can lead to, from one small store.
 #[test]
 fn small_workloads() {
     let size = Size::get();

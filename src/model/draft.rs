@@ -270,9 +270,14 @@ impl Draft {
         self.lives.iter_mut().find(|life| life.base.id == id)
     }
 
+    /// Whether the transaction has created a session here.
+    pub(crate) fn creates(&self) -> bool {
+        self.lives.iter().any(|life| life.created_here)
+    }
+
     /// Whether more than touches are wanted.
     pub(crate) fn demands(&self) -> bool {
-        self.lives.iter().any(|life| life.created_here || life.demands())
+        self.creates() || self.lives.iter().any(Life::demands)
     }
 
     pub(crate) fn has_effect(&self) -> bool {

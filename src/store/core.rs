@@ -1,6 +1,7 @@
 //! What the parts of an open store share.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::store::listeners::Registered;
 use crate::store::lock;
 use crate::store::observe;
 use crate::store::outcome::{Report, slot, wake};
+use crate::store::pinned::walk;
 use crate::store::readers::Readers;
 use crate::store::snapshots::{Held, Snapshot, Snapshots};
 use crate::store::stats::{Counters, Stats};
@@ -146,11 +148,22 @@ impl Core {
 
     /// Looks whether a key was rotated before the store was opened.
     pub(crate) fn find_forwards(&self) {
+        const PAGE: usize = 64;
         let found = self.versions.containers().iter().any(|state| {
-            let (notes, first) = (state.id.of(Kind::Rotated), Key::from(""));
+            let notes = state.id.of(Kind::Rotated);
             let pinned = self.versions.pin(notes, self.snapshots.published());
+            let mut is_one_there = false;
+            // The tables may still have notes that the log has taken away, and others behind them.
+            let looked = walk(
+                Key::from(""),
+                |from| pinned.keys(notes, from, PAGE),
+                |_| {
+                    is_one_there = true;
+                    Ok(ControlFlow::Break(()))
+                },
+            );
             // Whoever cannot tell looks.
-            pinned.keys(notes, &first, 1).map_or(true, |(keys, _)| !keys.is_empty())
+            is_one_there || looked.is_err()
         });
         self.forwards.store(found, Ordering::Release);
     }

@@ -16,6 +16,9 @@
 //! it was. A session is looked at once more before it goes, because it may have been used since. The
 //! work for one creation has a bound, and so has the memory. Where very many sessions are in use and
 //! filed early, they are reached, and the first of those goes that were looked at.
+//!
+//! After a timeout was shortened buckets may be too late for a while, and say nothing at all. Then rows
+//! are made of the keys, as if everybody were filed at the beginning of time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -39,6 +42,8 @@ pub(crate) struct Room {
     known_to: Option<Row>,
     /// What was looked at, by the time of its expiry and of its last access.
     ranked: BTreeSet<(Rank, Key)>,
+    /// Rows are made of the keys: buckets were not to be relied on when this was made.
+    by_key: bool,
     /// Some that were looked at were too many to be kept in mind.
     has_forgotten: bool,
     /// How many rows are read at once.
@@ -69,14 +74,24 @@ const ROWS_MAX: usize = 4;
 const RANKED_MAX: usize = 64;
 
 impl Room {
-    pub(crate) fn new(policy: Revision, page: usize) -> Self {
-        let (rows, ranked) = (BTreeSet::new(), BTreeSet::new());
-        Room { policy, rows, known_to: Some(first_row()), ranked, has_forgotten: false, page }
+    pub(crate) fn new(policy: Revision, by_key: bool, page: usize) -> Self {
+        let (rows, ranked, known_to) = (BTreeSet::new(), BTreeSet::new(), Some(first_row()));
+        Room { policy, rows, known_to, ranked, by_key, has_forgotten: false, page }
     }
 
     /// Whether it was made under this policy.
     pub(crate) fn is_of(&self, policy: Revision) -> bool {
         self.policy == policy
+    }
+
+    /// Whether it is to be given rows made of the keys.
+    pub(crate) fn is_by_key(&self) -> bool {
+        self.by_key
+    }
+
+    /// The row of a session.
+    pub(crate) fn row(by_key: bool, key: &Key, record: &Record) -> Row {
+        (if by_key { 0 } else { record.bucket }, key.clone())
     }
 
     /// Takes note of a change of a session.
@@ -86,7 +101,7 @@ impl Room {
             (before.bucket, &before.extras) != (after.bucket, &after.extras)
                 || before.id != after.id
         });
-        let row = (after.bucket, key.clone());
+        let row = Self::row(self.by_key, key, after);
         if is_new && self.known_to.as_ref().is_none_or(|to| row < *to) {
             self.rows.insert(row);
         }
@@ -221,10 +236,12 @@ mod tests {
 
         /// It is always those that would expire first of all who may go, wherever they are filed.
         #[test]
-        fn those_go_that_would_expire_first(steps in proptest::collection::vec(step(), 1..80)) {
+        fn those_go_that_would_expire_first(
+            by_key in any::<bool>(), steps in proptest::collection::vec(step(), 1..80),
+        ) {
             let (policy, now) = (Policy::new().period_secs(1).timeout_secs(100), Time::default());
             let mut sessions: BTreeMap<Key, Arc<Record>> = BTreeMap::new();
-            let mut room = Room::new(Revision(1), 2);
+            let mut room = Room::new(Revision(1), by_key, 2);
             let mut ids = 0;
             for step in steps {
                 let mut change = |n: u8, work: &dyn Fn(&mut Record)| {
@@ -249,6 +266,9 @@ mod tests {
                             extras: None,
                         };
                         record.file(&policy, now);
+                        if by_key {
+                            record.bucket += 1_000;
+                        }
                         let before = sessions.insert(key(n), Arc::new(record.clone()));
                         room.note(&key(n), before.as_deref(), Some(&record));
                     }
@@ -270,7 +290,7 @@ mod tests {
                     }
                     Step::Choose { wanted, spared, commits } => {
                         let page = |from: &Row, max: usize| {
-                            let rows = sessions.iter().map(|(key, record)| (record.bucket, key.clone()));
+                            let rows = sessions.iter().map(|(key, record)| Room::row(by_key, key, record));
                             let rows: BTreeSet<Row> = rows.filter(|row| row >= from).collect();
                             let next = rows.iter().nth(max).cloned();
                             Ok((rows.into_iter().take(max).collect(), next))

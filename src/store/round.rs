@@ -26,7 +26,7 @@ use crate::store::events::Event;
 use crate::store::judge::{Circumstances, Objection, judge};
 use crate::store::listeners::{EndReason, EndedSession};
 use crate::store::outcome::{EndedInfo, MergedSession, Report};
-use crate::store::pinned::{Row, first_row};
+use crate::store::pinned::{Page, Row, first_row};
 use crate::store::room::{self, Look, Room};
 
 /// One batch in the making: the newest state, with what the transactions judged so far have done.
@@ -124,6 +124,7 @@ impl<'a> Round<'a> {
 
     pub(crate) fn judge(&mut self, work: &Work) -> Result<Report, Error> {
         let (mut durability, mut kind) = (Durability::Immediate, Kind::Any);
+        let (before, mut refiled) = (self.commits.len(), Vec::new());
         let outcome = match work {
             Work::Transaction(intent) => {
                 self.core.check_revoked(intent.snapshot)?;
@@ -150,7 +151,7 @@ impl<'a> Round<'a> {
                 outcome
             }
             Work::Refile { container, policy: revision, from, keys, next } => {
-                let mut state = ContainerState::clone(&self.containers[container]);
+                let state = Arc::clone(&self.containers[container]);
                 let (policy, now) = (Arc::clone(&state.policy), self.now);
                 let mut outcome = Outcome { is_divisible: keys.len() > 1, ..Outcome::default() };
                 // Otherwise the policy has changed again, and the walk begins anew.
@@ -161,6 +162,11 @@ impl<'a> Round<'a> {
                         };
                         self.sweep(&mut outcome, (*container, key.clone()), &policy, late);
                     }
+                    // The place to go on from is noted by itself: a session may have only just fitted
+                    // into a commit.
+                    refiled = self.accept(outcome, kind)?.ended;
+                    outcome = Outcome::default();
+                    let mut state = ContainerState::clone(&self.containers[container]);
                     state.refile_from = next.clone();
                     outcome.containers.insert(*container, state);
                 }
@@ -187,8 +193,8 @@ impl<'a> Round<'a> {
                 Outcome { containers, ..Outcome::default() }
             }
         };
-        let before = self.commits.len();
-        let report = self.accept(outcome, kind)?;
+        let mut report = self.accept(outcome, kind)?;
+        report.ended.append(&mut refiled);
         if self.commits.len() > before {
             self.durability = self.durability.max(durability);
         }
@@ -289,7 +295,7 @@ impl<'a> Round<'a> {
         let before = Arc::clone(&self.containers[&id]);
         let state = outcome.containers.get(&id).unwrap_or(&before);
         let (policy, policy_revision) = (Arc::clone(&state.policy), state.policy_revision);
-        let limit = policy.limit;
+        let (limit, is_late) = (policy.limit, state.refile_from.is_some());
         let excess = |outcome: &Outcome| counted(&before, outcome).saturating_sub(limit);
         if limit == 0 || excess(outcome) == 0 {
             return Ok(());
@@ -304,7 +310,9 @@ impl<'a> Round<'a> {
             allowed = limit.max(before.count);
             let most = counted(&before, outcome).saturating_sub(allowed) + SHRINK;
             let wanted = usize::try_from(excess(outcome).min(most)).unwrap_or(usize::MAX);
-            self.evict(outcome, id, &policy, policy_revision, drafts, wanted)?;
+            let room = self.rooms.remove(&id).filter(|room| room.is_of(policy_revision));
+            let room = room.unwrap_or_else(|| Room::new(policy_revision, is_late, room::PAGE));
+            self.evict(outcome, id, &policy, room, drafts, wanted)?;
         }
         match counted(&before, outcome) > allowed {
             true => Err(Error::Limit { limit: LimitKind::Sessions, max: limit }),
@@ -318,12 +326,10 @@ impl<'a> Round<'a> {
         outcome: &mut Outcome,
         id: ContainerId,
         policy: &Policy,
-        policy_revision: Revision,
+        mut room: Room,
         drafts: &BTreeMap<Place, Draft>,
         wanted: usize,
     ) -> Result<(), Error> {
-        let room = self.rooms.remove(&id).filter(|room| room.is_of(policy_revision));
-        let mut room = room.unwrap_or_else(|| Room::new(policy_revision, room::PAGE));
         // What the transaction has done besides its drafts is done.
         let changed: BTreeSet<&Place> = outcome.sessions.iter().map(|(place, _)| place).collect();
         let look = |key: &Key| {
@@ -343,12 +349,16 @@ impl<'a> Round<'a> {
                 None => Look::Gone,
             }
         };
+        let by_key = room.is_by_key();
         let page = |from: &Row, max| {
-            let (mut rows, next) = self.core.versions.filed(id, from, max)?;
+            let (mut rows, next) = match by_key {
+                true => self.keys_as_rows(id, from, max)?,
+                false => self.core.versions.filed(id, from, max)?,
+            };
             let is_here = |row: &Row| row >= from && next.as_ref().is_none_or(|next| row < next);
             let here = self.sessions.iter().filter(|((container, _), _)| *container == id);
             let row = |((_, key), session): (&Place, &Option<Arc<Record>>)| {
-                Some((session.as_ref()?.bucket, key.clone())).filter(is_here)
+                Some(Room::row(by_key, key, session.as_ref()?)).filter(is_here)
             };
             rows.extend(here.filter_map(row));
             Ok((rows, next))
@@ -366,6 +376,18 @@ impl<'a> Round<'a> {
             outcome.ends.push((place, record, reason));
         }
         Ok(())
+    }
+
+    /// The keys of a container as rows of the index, all of them at the beginning of time.
+    fn keys_as_rows(
+        &self,
+        id: ContainerId,
+        (_, from): &Row,
+        max: usize,
+    ) -> Result<Page<Row, Row>, Error> {
+        let pinned = self.core.versions.pin(id, self.core.snapshots.published());
+        let (keys, next) = pinned.keys(id, from, max)?;
+        Ok((keys.into_iter().map(|key| (0, key)).collect(), next.map(|key| (0, key))))
     }
 
     /// Whether somebody may have expired under `policy`: mostly nobody has, and that is seen at once.

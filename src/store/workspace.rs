@@ -476,7 +476,9 @@ impl Workspace {
     fn finish_with(&self, mut state: MutexGuard<'_, State>) -> Result<Option<Intent>, Error> {
         let Changes { mut drafts, policies, principals } = mem::take(&mut state.changes);
         gather(&mut drafts);
-        drafts.retain(|_, draft| draft.has_effect());
+        // What was used makes no room for what is created, even if the use leaves no trace.
+        let creates = drafts.values().any(Draft::creates);
+        drafts.retain(|_, draft| draft.has_effect() || creates && draft.has_base());
         let change = |(id, set): (ContainerId, Set)| {
             let base = state.container(self, id).policy_revision;
             (id, PolicyChange { policy: set.policy, base })

@@ -5,7 +5,7 @@
 //! Every deed leaves its number in the client's journal, as a count, a sum and a list of the latest:
 //! one that is missing, doubled or out of order shows there, however much is written over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -36,6 +36,12 @@ pub(crate) enum Deed {
     Update,
     /// Changes the settings of a container. Only the first client does.
     Limit { limit: u64 },
+    /// Makes a session that is bound to the client, as its principal.
+    LogIn { key: String },
+    /// Gives the oldest of those another key, if there is one.
+    Rotate { key: String },
+    /// Ends all of those.
+    LogOut,
 }
 
 /// The nth deed of a client.
@@ -43,7 +49,8 @@ pub(crate) fn deed(seed: u64, client: usize, n: u64) -> Deed {
     let chance = scatter(scatter(scatter(seed) ^ client as u64) ^ n);
     let [kind, one, other, length, ..] = chance.to_be_bytes();
     let key = |byte: u8| format!("{client}-{}", u64::from(byte) % KEYS);
-    match kind % 16 {
+    let fresh = || format!("{client}-{n:08}");
+    match kind % 20 {
         0..7 => {
             // Mostly short; now and then longer than a page, and rarely longer than several.
             let length = match length {
@@ -58,6 +65,9 @@ pub(crate) fn deed(seed: u64, client: usize, n: u64) -> Deed {
         9..12 => Deed::Move { from: key(one), to: key(one.wrapping_add(1 + other % 7)) },
         12..13 => Deed::Pass { key: format!("{client}-{n}") },
         13..14 if client == 0 => Deed::Limit { limit: 10_000 + n },
+        16..18 => Deed::LogIn { key: fresh() },
+        18 => Deed::Rotate { key: fresh() },
+        19 => Deed::LogOut,
         _ => Deed::Update,
     }
 }
@@ -96,7 +106,13 @@ pub(crate) struct Seen {
     /// The numbers in the sessions that only lie there, if they were looked at.
     pub still: Option<Vec<u64>>,
     pub still_len: u64,
+    /// The keys of the sessions that are bound to clients, and the same by client.
+    pub bound: BTreeSet<String>,
+    pub bound_to: BTreeMap<String, BTreeSet<String>>,
 }
+
+/// Ends by the key of the session, and why. No key is used twice.
+pub(crate) type Ends = BTreeMap<String, String>;
 
 /// What a client has done, and what the store holds of it.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +124,9 @@ pub(crate) struct Client {
     limit: u64,
     /// When they expire; `None` if the client died before it could tell.
     passing: BTreeMap<String, Option<u64>>,
+    bound: BTreeSet<String>,
+    /// Sessions that were bound to it and have ended.
+    pub ended: Ends,
 }
 
 impl Client {
@@ -135,6 +154,17 @@ impl Client {
             }
             Deed::Update => self.updates += 1,
             Deed::Limit { limit } => self.limit = limit,
+            Deed::LogIn { key } => drop(self.bound.insert(key)),
+            Deed::Rotate { key } => {
+                if let Some(from) = self.bound.pop_first() {
+                    self.ended.insert(from, "Rotated".to_owned());
+                    self.bound.insert(key);
+                }
+            }
+            Deed::LogOut => {
+                let ended = std::mem::take(&mut self.bound).into_iter();
+                self.ended.extend(ended.map(|key| (key, "Invalidated".to_owned())));
+            }
         }
     }
 
@@ -201,6 +231,21 @@ pub(crate) fn compare(clients: &mut [Client], seed: u64, seen: &Seen) -> Wrong {
         }
     }
 
+    // Of a session that was rotated exactly one key is valid, and nobody has come back who logged out.
+    let bound: BTreeSet<_> = clients.iter().flat_map(|client| client.bound.clone()).collect();
+    if let Some(key) = bound.symmetric_difference(&seen.bound).next() {
+        complain(match bound.contains(key) {
+            true => format!("session {key} is not there"),
+            false => format!("session {key} is there, which has ended"),
+        });
+    }
+    for (number, client) in clients.iter().enumerate() {
+        let found = seen.bound_to.get(&number.to_string());
+        if found.cloned().unwrap_or_default() != client.bound {
+            complain(format!("client {number} has {found:?}, not {:?}", client.bound));
+        }
+    }
+
     // Time goes on between the two readings: what expires then may be there or not.
     let mut known = BTreeMap::new();
     for client in clients {
@@ -225,4 +270,32 @@ pub(crate) fn compare(clients: &mut [Client], seed: u64, seen: &Seen) -> Wrong {
         complain(format!("{} sessions expire by themselves", seen.passing_len));
     }
     wrong
+}
+
+/// Compares the ends that listeners were told of with those that have happened, by now to the last.
+/// `told` has a gap for each process that was started.
+pub(crate) fn compare_ends(clients: &[Client], told: &[Option<(String, String)>]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let (mut all, mut heard) = (Ends::new(), BTreeSet::new());
+    for told in told {
+        let Some((key, reason)) = told else {
+            heard.clear();
+            continue;
+        };
+        if !heard.insert(key) {
+            complaints.push(format!("the end of {key} was told twice by one process"));
+        }
+        let before = all.insert(key.clone(), reason.clone());
+        if before.is_some_and(|before| before != *reason) {
+            complaints.push(format!("the end of {key} was told for two reasons"));
+        }
+    }
+    let ended: Ends = clients.iter().flat_map(|client| client.ended.clone()).collect();
+    for (key, reason) in ended.iter().filter(|(key, _)| !all.contains_key(*key)) {
+        complaints.push(format!("nobody was told of the end of {key}: {reason}"));
+    }
+    for (key, reason) in all.iter().filter(|(key, reason)| ended.get(*key) != Some(reason)) {
+        complaints.push(format!("the end of {key} was told, and it was not {reason}"));
+    }
+    complaints
 }

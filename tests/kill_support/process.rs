@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{self, Child, ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use super::program::{Command, JOB, Job, PROMPT, Said};
 
 /// How long to wait for a program before something must be wrong.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Ends that programs were told of, by key, and why; a gap where one was started.
+pub(crate) type Told = Arc<Mutex<Vec<Option<(String, String)>>>>;
 
 /// A program that was started. Dropping it kills it.
 pub(crate) struct Process {
@@ -19,14 +23,15 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts this test's executable as the program: `program` is the test that runs it.
-    pub(crate) fn start(program: &str, job: &Job) -> Self {
+    /// Starts this test's executable as the program: `program` is the test that runs it, `told` gets
+    /// the ends that it says it was told of, before anything that it says after them.
+    pub(crate) fn start(program: &str, job: &Job, told: &Told) -> Self {
         let mut command = process::Command::new(std::env::current_exe().unwrap());
         command.args([program, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env(JOB, serde_json::to_string(job).unwrap());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
-        let said = listen(BufReader::new(child.stdout.take().unwrap()));
+        let said = listen(BufReader::new(child.stdout.take().unwrap()), Arc::clone(told));
         Process { child, stdin, said }
     }
 
@@ -81,14 +86,18 @@ impl Drop for Process {
 
 /// Reads what a program says until its pipe ends.
 #[expect(clippy::disallowed_methods, reason = "a thread of the test's, which ends with the pipe")]
-fn listen(mut stdout: impl BufRead + Send + 'static) -> Receiver<Said> {
+fn listen(mut stdout: impl BufRead + Send + 'static, told: Told) -> Receiver<Said> {
     let (sender, said) = mpsc::channel();
+    told.lock().unwrap().push(None);
     thread::spawn(move || {
         let mut line = String::new();
         // A line that the program did not finish was not said.
         while stdout.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
             if let Some(said) = line.strip_prefix(PROMPT) {
-                let _ = sender.send(serde_json::from_str(said).expect("a line of the program's"));
+                match serde_json::from_str(said).expect("a line of the program's") {
+                    Said::Ended { key, reason } => told.lock().unwrap().push(Some((key, reason))),
+                    said => drop(sender.send(said)),
+                }
             }
             line.clear();
         }

@@ -76,6 +76,11 @@ pub(crate) enum Said {
         n: u64,
         expires: Option<u64>,
     },
+    /// A listener was told of an end.
+    Ended {
+        key: String,
+        reason: String,
+    },
     /// It stands at the point.
     Point,
     Closed,
@@ -134,6 +139,10 @@ fn work(job: &Job, commands: &Receiver<Command>) -> Result<(), Error> {
     if let Some(bytes) = job.segment_bytes {
         options = options.segment_bytes(bytes);
     }
+    options = options.on_end("tell", |_, session, reason| {
+        say(&Said::Ended { key: name(session.key()), reason: format!("{reason:?}") });
+        Ok(())
+    });
     let store = match options.disk(Watched(Arc::clone(&wire) as _)).open(&job.store) {
         Ok(store) => store,
         Err(Error::AlreadyOpen { path, pid, .. }) => {
@@ -151,6 +160,8 @@ fn work(job: &Job, commands: &Receiver<Command>) -> Result<(), Error> {
         Ok(session.get("n")?.unwrap_or(0))
     })?;
     let restart_micros = micros();
+    // What the ones before it have left to tell.
+    store.settle();
     let seen =
         Seen { restart_micros, starts: starts.value, ..containers.see(&store, job.thorough)? };
     say(&Said::Open { seen: Box::new(seen), met });
@@ -201,6 +212,8 @@ struct Containers {
     common: Container,
     passing: Container,
     still: Container,
+    /// Sessions that are bound to clients.
+    bound: Container,
 }
 
 impl Containers {
@@ -215,6 +228,7 @@ impl Containers {
             journals: container("journals", lasting.clone())?,
             common: container("common", Policy::new().timeout_secs(86_400).period_secs(1))?,
             passing: container("passing", Policy::new().timeout_secs(1).period_secs(1))?,
+            bound: container("bound", lasting.clone().on_end("tell"))?,
             still: container("still", lasting)?,
         })
     }
@@ -241,7 +255,16 @@ impl Containers {
             let numbers = txn.iter(&self.still)?.map(|session| session?.get::<u64>("n"));
             still = Some(numbers.map(|n| Ok(n?.unwrap_or(0))).collect::<Result<_, Error>>()?);
         }
+        let mut bound_to = BTreeMap::new();
+        for client in 0..CLIENTS {
+            let principal = client.to_string();
+            let sessions = txn.sessions_of(&self.bound, &principal)?.into_iter();
+            bound_to.insert(principal, sessions.map(|session| name(&session.key)).collect());
+        }
+        let bound = txn.keys(&self.bound)?.map(|key| Ok(name(&key?))).collect::<Result<_, Error>>();
         Ok(Seen {
+            bound: bound?,
+            bound_to,
             now: (before, store.now().as_micros()),
             own: all(&txn, &self.own)?,
             own_len: txn.len(&self.own)?,
@@ -326,6 +349,17 @@ impl Containers {
                 return Ok(expires.map(|time| time.as_micros()));
             }
             Deed::Update => common.update("hot", |hot: &mut u64| *hot += 1)?,
+            Deed::LogIn { key } => {
+                txn.create(&self.bound, key)?.bind(&client.to_string(), "")?;
+            }
+            Deed::Rotate { key } => {
+                let sessions = txn.sessions_of(&self.bound, &client.to_string())?;
+                if let Some(oldest) = sessions.into_iter().map(|session| session.key).min() {
+                    let session = txn.get(&self.bound, oldest)?.ok_or(Error::Ended)?;
+                    session.rotate(key)?;
+                }
+            }
+            Deed::LogOut => txn.end_all_of(&self.bound, &client.to_string())?,
             Deed::Limit { limit } => {
                 let policy = txn.policy(&self.own)?.limit(*limit);
                 txn.set_policy(&self.own, policy)?;

@@ -1,15 +1,21 @@
-//! What a store should hold: plain maps, and what a transaction makes of them.
+//! What a store should hold: plain maps.
 //!
 //! Written down a second time, as simply as can be, from what the documentation promises; nothing
-//! here asks the store how it does it.
+//! here asks the store how it does it. What a transaction does to one session is in `life.rs`, what it
+//! sees and wants in `intent.rs`, and what its commit makes of all that in `outcome.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use sessile::{
-    Container, Durability, Error, Key, Policy, Session, SessionId, Store, Time, Transaction, Value,
+    Container, EndReason, Error, Key, Policy, Session, SessionId, Store, Time, Transaction, Value,
 };
+
+use super::workload::{KEYS, PRINCIPALS};
+
+/// Sessions that end, and why.
+pub(crate) type Ends = BTreeMap<SessionId, EndReason>;
 
 /// A committed state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +28,20 @@ pub(crate) struct ContainerState {
     pub(crate) policy: Policy,
     /// Those that have not ended, whether their time is over or not.
     pub(crate) sessions: BTreeMap<Key, Arc<SessionState>>,
+    /// Where those have gone whose keys were given up.
+    pub(crate) forwards: BTreeMap<Key, Forward>,
+}
+
+/// The session `from` goes on under `key`, as `id`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Forward {
+    pub(crate) from: SessionId,
+    pub(crate) key: Key,
+    pub(crate) id: SessionId,
+    /// Until then the old key leads to the session.
+    pub(crate) grace: Time,
+    /// Nobody may take the old key until this second is over.
+    pub(crate) until: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -31,11 +51,42 @@ pub(crate) struct SessionState {
     pub(crate) last_accessed: Time,
     pub(crate) last_modified: Option<Time>,
     pub(crate) slice_end: Time,
-    pub(crate) attributes: BTreeMap<String, Value>,
+    pub(crate) attributes: Attributes,
+    /// A timeout of its own in seconds; zero: none.
+    pub(crate) timeout: Option<u64>,
+    pub(crate) principal: Option<Principal>,
+}
+
+pub(crate) type Attributes = BTreeMap<String, Attribute>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attribute {
+    pub(crate) value: Value,
+    /// Which commit has written it.
+    pub(crate) version: u64,
+    /// When it is gone, if it does not last as long as the session.
+    pub(crate) until: Option<Time>,
+}
+
+/// Whose session it is, and the note on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Principal {
+    pub(crate) name: String,
+    pub(crate) note: String,
 }
 
 /// What a client sees at some time: live sessions only.
-pub(crate) type Seen = BTreeMap<String, (Policy, BTreeMap<Key, SeenSession>)>;
+pub(crate) type Seen = BTreeMap<String, SeenContainer>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SeenContainer {
+    pub(crate) policy: Policy,
+    pub(crate) sessions: BTreeMap<Key, SeenSession>,
+    /// Keys that nobody may take, because they were given up.
+    pub(crate) given_up: BTreeSet<Key>,
+    /// Where keys lead that were given up a moment ago.
+    pub(crate) led: BTreeMap<Key, SessionId>,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SeenSession {
@@ -44,21 +95,74 @@ pub(crate) struct SeenSession {
     last_accessed: Time,
     last_modified: Option<Time>,
     expires: Option<Time>,
+    timeout: Option<u64>,
+    principal: Option<Principal>,
     attributes: BTreeMap<String, Value>,
 }
 
-fn plus_secs(time: Time, secs: u64) -> Time {
+pub(crate) fn plus_secs(time: Time, secs: u64) -> Time {
     Time::from_micros(time.as_micros().saturating_add(secs.saturating_mul(1_000_000)))
 }
 
-fn slice_end(now: Time, policy: &Policy) -> Time {
+pub(crate) fn slice_end(now: Time, policy: &Policy) -> Time {
     let period = policy.period_secs;
     Time::from_secs((now.as_secs() / period).saturating_add(1).saturating_mul(period))
 }
 
 impl SessionState {
+    pub(crate) fn new(id: SessionId, policy: &Policy, now: Time) -> Self {
+        SessionState {
+            id,
+            created: now,
+            last_accessed: now,
+            last_modified: None,
+            slice_end: slice_end(now, policy),
+            attributes: Attributes::new(),
+            timeout: None,
+            principal: None,
+        }
+    }
+
     pub(crate) fn expires(&self, policy: &Policy) -> Option<Time> {
-        (policy.timeout_secs > 0).then(|| plus_secs(self.slice_end, policy.timeout_secs))
+        self.idle_until(policy).into_iter().chain(self.absolute_end(policy)).min()
+    }
+
+    fn idle_until(&self, policy: &Policy) -> Option<Time> {
+        let timeout = self.timeout.unwrap_or(policy.timeout_secs);
+        (timeout > 0).then(|| plus_secs(self.slice_end, timeout))
+    }
+
+    /// The end of the period in which its absolute lifetime is over.
+    fn absolute_end(&self, policy: &Policy) -> Option<Time> {
+        let (lifetime, period) = (policy.absolute_timeout_secs, policy.period_secs);
+        let end = plus_secs(self.created, lifetime).as_micros().div_ceil(1_000_000);
+        (lifetime > 0).then(|| Time::from_secs(end.div_ceil(period).saturating_mul(period)))
+    }
+
+    /// What has ended it, if its time is over.
+    pub(crate) fn outlived(&self, policy: &Policy) -> &'static str {
+        match (self.absolute_end(policy), self.timeout) {
+            (Some(end), _) if self.expires(policy) == Some(end) => "ends by an absolute timeout",
+            (_, Some(_)) => "ends by a timeout of their own",
+            _ => "ends by the timeout",
+        }
+    }
+
+    pub(crate) fn is_of(&self, principal: &str) -> bool {
+        self.principal.as_ref().is_some_and(|theirs| theirs.name == principal)
+    }
+
+    /// The attributes that have not lapsed.
+    pub(crate) fn values(&self, now: Time) -> BTreeMap<String, Value> {
+        let lasting = self.attributes.iter().filter(|(_, it)| it.lasts(now));
+        lasting.map(|(name, it)| (name.clone(), it.value.clone())).collect()
+    }
+
+    /// Without the attributes whose time is over.
+    pub(crate) fn lasting(&self, now: Time) -> Self {
+        let mut session = self.clone();
+        session.attributes.retain(|_, attribute| attribute.lasts(now));
+        session
     }
 
     pub(crate) fn is_live(&self, policy: &Policy, now: Time) -> bool {
@@ -66,17 +170,67 @@ impl SessionState {
     }
 }
 
+impl Attribute {
+    pub(crate) fn lasts(&self, now: Time) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl Forward {
+    fn is_kept(&self, now: Time) -> bool {
+        now.as_secs() <= self.until
+    }
+}
+
 impl ContainerState {
-    /// A longer timeout wakes nobody: whose time was over ends before it takes effect.
-    pub(crate) fn set_policy(&mut self, policy: &Policy, now: Time) {
-        let lifetime = |policy: &Policy| match policy.timeout_secs {
-            0 => u64::MAX,
-            secs => secs,
-        };
-        if lifetime(policy) > lifetime(&self.policy) {
-            let before = &self.policy;
-            self.sessions.retain(|_, session| session.is_live(before, now));
+    pub(crate) fn new(policy: Policy) -> Self {
+        ContainerState { policy, sessions: BTreeMap::new(), forwards: BTreeMap::new() }
+    }
+
+    /// Where the session of a key has gone that nobody may take.
+    pub(crate) fn forward(&self, key: &Key, now: Time) -> Option<&Forward> {
+        self.forwards.get(key).filter(|forward| forward.is_kept(now))
+    }
+
+    /// Where a key leads to in the time of grace: the next one, as long as it lasts, and so on.
+    fn leads_to(&self, key: &Key, now: Time) -> Option<SessionId> {
+        let (mut key, mut id) = (key, None);
+        loop {
+            let live = self.sessions.get(key).filter(|it| it.is_live(&self.policy, now));
+            if let Some(session) = live.filter(|it| id.is_none_or(|id| it.id == id)) {
+                return id.map(|_| session.id);
+            }
+            let forward = self.forward(key, now).filter(|it| now < it.grace)?;
+            if id.is_some_and(|id| forward.from != id) {
+                return None;
+            }
+            (key, id) = (&forward.key, Some(forward.id));
         }
+    }
+
+    /// Where the session `id` lies that was found under `key`: there, or where its keys lead to. The
+    /// last sweep has forgotten those that were not to be kept any more.
+    pub(crate) fn gone_to(
+        &self,
+        key: &Key,
+        id: SessionId,
+        swept: Time,
+    ) -> Option<(Key, SessionId)> {
+        let (mut key, mut id) = (key.clone(), id);
+        while self.sessions.get(&key).is_none_or(|session| session.id != id) {
+            let forward = self.forwards.get(&key).filter(|forward| forward.is_kept(swept))?;
+            if forward.from != id {
+                return None;
+            }
+            (key, id) = (forward.key.clone(), forward.id);
+        }
+        Some((key, id))
+    }
+
+    /// Other settings wake nobody: whose time was over ends before they take effect.
+    pub(crate) fn set_policy(&mut self, policy: &Policy, now: Time) {
+        let before = &self.policy;
+        self.sessions.retain(|_, it| it.is_live(before, now) || !it.is_live(policy, now));
         self.policy = policy.clone();
     }
 }
@@ -93,14 +247,25 @@ impl State {
                     last_accessed: session.last_accessed,
                     last_modified: session.last_modified,
                     expires: session.expires(&container.policy),
-                    attributes: session.attributes.clone(),
+                    timeout: session.timeout,
+                    principal: session.principal.clone(),
+                    attributes: session.values(now),
                 };
                 (key.clone(), seen)
             })
             .collect()
         };
-        let containers = self.containers.iter();
-        containers.map(|(name, it)| (name.clone(), (it.policy.clone(), live(it)))).collect()
+        let seen = |it: &ContainerState| {
+            let leads = |key: Key| it.leads_to(&key, now).map(|id| (key, id));
+            let is_kept = |key: &&Key| it.forward(key, now).is_some();
+            SeenContainer {
+                policy: it.policy.clone(),
+                sessions: live(it),
+                given_up: it.forwards.keys().filter(is_kept).cloned().collect(),
+                led: KEYS.map(Key::from).into_iter().filter_map(leads).collect(),
+            }
+        };
+        self.containers.iter().map(|(name, it)| (name.clone(), seen(it))).collect()
     }
 
     /// Those whose time is over and whose end was not committed yet.
@@ -118,6 +283,13 @@ impl State {
         containers.flat_map(|it| it.sessions.values()).map(|session| session.id).collect()
     }
 
+    /// A session that has not ended, and the settings that it lives under.
+    pub(crate) fn find(&self, id: SessionId) -> Option<(&SessionState, &Policy)> {
+        let found = |it: &&Arc<SessionState>| it.id == id;
+        let mut containers = self.containers.values();
+        containers.find_map(|it| Some((&**it.sessions.values().find(found)?, &it.policy)))
+    }
+
     /// The state without these sessions.
     pub(crate) fn without(&self, ended: &BTreeSet<SessionId>) -> State {
         let mut state = self.clone();
@@ -130,34 +302,105 @@ impl State {
 
 /// All that a fresh transaction shows, checked against what it says in other words.
 pub(crate) fn look(store: &Store) -> Result<Seen, Trouble> {
+    let (seen, miscounted) = look_and_count(store)?;
+    match miscounted.first() {
+        Some((_, found, len)) => Err(format!("{found} sessions in a container of {len}").into()),
+        None => Ok(seen),
+    }
+}
+
+/// A container, how many sessions are in it, and how many it says there are.
+pub(crate) type Miscounted = (String, u64, u64);
+
+/// The same, and what was miscounted.
+pub(crate) fn look_and_count(store: &Store) -> Result<(Seen, Vec<Miscounted>), Trouble> {
     let txn = store.begin()?;
-    let mut seen = Seen::new();
+    let (mut seen, mut miscounted) = (Seen::new(), Vec::new());
     for container in store.containers() {
+        let name = container.name().to_owned();
+        let mut principals = principals(&txn, &container)?;
         let mut sessions = BTreeMap::new();
         for session in txn.iter(&container)? {
             let session = session?;
-            sessions.insert(session.key().clone(), seen_session(&session)?);
+            let principal = principals.remove(&session.id());
+            if session.principal()?.as_ref() != principal.as_ref().map(|it| &it.name) {
+                return Err("a session and the list of its principal differ".into());
+            }
+            sessions.insert(session.key().clone(), seen_session(&session, principal)?);
+        }
+        if !principals.is_empty() {
+            return Err("a principal has sessions that are not there".into());
         }
         let keys = txn.keys(&container)?.collect::<Result<Vec<_>, _>>()?;
         if !keys.iter().eq(sessions.keys()) {
             return Err("keys and sessions of a container differ".into());
         }
-        let len = txn.len(&container)?;
-        if len != sessions.len() as u64 {
-            return Err(format!("{} sessions in a container of {len}", sessions.len()).into());
+        let (found, len) = (sessions.len() as u64, txn.len(&container)?);
+        if found != len {
+            miscounted.push((name.clone(), found, len));
         }
-        seen.insert(container.name().to_owned(), (txn.policy(&container)?, sessions));
+        let (policy, led) = (txn.policy(&container)?, led(&txn, &container)?);
+        let given_up = BTreeSet::new();
+        seen.insert(name, SeenContainer { policy, sessions, given_up, led });
     }
-    Ok(seen)
+    // At last, because it makes sessions. In the same transaction, because a store that gets over a
+    // failure may change meanwhile.
+    for container in store.containers() {
+        if let Some(seen) = seen.get_mut(container.name()) {
+            seen.given_up = given_up(&txn, &container)?;
+        }
+    }
+    Ok((seen, miscounted))
 }
 
-fn seen_session(session: &Session) -> Result<SeenSession, Error> {
+/// Whose sessions they are, by the lists of principals.
+fn principals(
+    txn: &Transaction,
+    container: &Container,
+) -> Result<BTreeMap<SessionId, Principal>, Error> {
+    let mut found = BTreeMap::new();
+    for name in PRINCIPALS {
+        for session in txn.sessions_of(container, name)? {
+            let principal = Principal { name: name.to_owned(), note: session.note };
+            found.insert(session.id, principal);
+        }
+    }
+    Ok(found)
+}
+
+/// The keys under which nobody can make a session.
+fn given_up(txn: &Transaction, container: &Container) -> Result<BTreeSet<Key>, Error> {
+    let mut keys = BTreeSet::new();
+    for key in KEYS.map(Key::from) {
+        match txn.create(container, &key) {
+            Ok(_) | Err(Error::Exists { .. } | Error::Limit { .. }) => {}
+            Err(Error::RotatedKey { .. }) => drop(keys.insert(key)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(keys)
+}
+
+/// Where keys lead that are none of their sessions' any more.
+fn led(txn: &Transaction, container: &Container) -> Result<BTreeMap<Key, SessionId>, Error> {
+    let mut led = BTreeMap::new();
+    for key in KEYS.map(Key::from) {
+        if let Some(session) = txn.peek(container, &key)?.filter(|it| *it.key() != key) {
+            led.insert(key, session.id());
+        }
+    }
+    Ok(led)
+}
+
+fn seen_session(session: &Session, principal: Option<Principal>) -> Result<SeenSession, Error> {
     Ok(SeenSession {
         id: session.id(),
         created: session.created()?,
         last_accessed: session.last_accessed()?,
         last_modified: session.last_modified()?,
         expires: session.expires()?,
+        timeout: session.timeout()?.map(|timeout| timeout.as_secs()),
+        principal,
         attributes: session.iter()?.collect(),
     })
 }
@@ -209,309 +452,5 @@ impl std::fmt::Display for Trouble {
             }
             Trouble::Violation(text) => f.write_str(text),
         }
-    }
-}
-
-/// One thing that a client does to the session under a key.
-#[derive(Clone, Debug)]
-pub(crate) enum Deed {
-    /// Looks it up, and makes it if it is absent.
-    Visit,
-    Put(String, Value),
-    Add(String, i64),
-    Append(String, i64),
-    RemoveAttribute(String),
-    Clear,
-    End,
-    /// Ends it, if it is there, and makes another one.
-    Renew,
-}
-
-/// How many items a list keeps.
-const APPEND_MAX: usize = 5;
-
-/// A session as a transaction changes it.
-#[derive(Clone, Debug)]
-struct Life {
-    base: SessionState,
-    is_new: bool,
-    deeds: Vec<Deed>,
-    modified: Option<Time>,
-    touch: Option<(Time, Time)>,
-    is_ended: bool,
-}
-
-/// A transaction, and what it means to do.
-pub(crate) struct Intent {
-    pub(crate) txn: Transaction,
-    base: Arc<State>,
-    lives: BTreeMap<(String, Key), Vec<Life>>,
-    policies: BTreeMap<String, Policy>,
-}
-
-/// What a commit should do.
-pub(crate) struct Prediction {
-    /// `None`: it conflicts.
-    pub(crate) state: Option<State>,
-    /// Whom it ends because somebody wanted it.
-    pub(crate) invalidated: BTreeSet<SessionId>,
-    /// Who may end on this occasion, their time being over.
-    pub(crate) may_end: BTreeSet<SessionId>,
-    /// It may be lost in a power cut although it was acknowledged: it changes nothing but times of
-    /// access, or wanted no more.
-    pub(crate) is_relaxed: bool,
-}
-
-impl Intent {
-    pub(crate) fn begin(store: &Store, base: Arc<State>) -> Result<Self, Error> {
-        let (lives, policies) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Intent { txn: store.begin()?, base, lives, policies })
-    }
-
-    /// Does something, in the transaction and in the model; `now` is the store's time.
-    pub(crate) fn act(
-        &mut self,
-        container: &Container,
-        key: &Key,
-        deed: &Deed,
-        now: Time,
-    ) -> Result<(), Trouble> {
-        let name = container.name().to_owned();
-        let Some(before) = self.base.containers.get(&name) else {
-            return Err("a container that its transaction does not know".into());
-        };
-        let policy = self.policies.get(&name).unwrap_or(&before.policy).clone();
-        let found = before.sessions.get(key);
-        let lives = self.lives.entry((name, key.clone())).or_insert_with(|| {
-            let life = |base: &Arc<SessionState>| Life {
-                base: SessionState::clone(base),
-                is_new: false,
-                deeds: Vec::new(),
-                modified: None,
-                touch: None,
-                is_ended: false,
-            };
-            found.map(life).into_iter().collect()
-        });
-        if let Deed::End | Deed::Renew = deed {
-            let ended = self.txn.remove(container, key)?;
-            let live = lives.last_mut().filter(|life| life.is_live(&policy, now));
-            if ended != live.is_some() {
-                return Err("an end of a session that is not there, or the reverse".into());
-            }
-            if let Some(life) = live {
-                life.is_ended = true;
-            }
-            if let Deed::End = deed {
-                return Ok(());
-            }
-        }
-        let session = self.txn.get_or_create(container, key)?;
-        match lives.last_mut().filter(|life| life.is_live(&policy, now)) {
-            Some(life) => {
-                if life.base.id != session.id() {
-                    return Err("another session under the key".into());
-                }
-                life.access(&policy, now);
-            }
-            None => lives.push(Life {
-                base: SessionState {
-                    id: session.id(),
-                    created: now,
-                    last_accessed: now,
-                    last_modified: None,
-                    slice_end: slice_end(now, &policy),
-                    attributes: BTreeMap::new(),
-                },
-                is_new: true,
-                deeds: Vec::new(),
-                modified: None,
-                touch: None,
-                is_ended: false,
-            }),
-        }
-        match deed {
-            Deed::Visit | Deed::Renew | Deed::End => return Ok(()),
-            Deed::Put(name, value) => session.insert_value(name, value.clone())?,
-            Deed::Add(name, n) => session.add(name, *n)?,
-            Deed::Append(name, n) => session.append(name, n, APPEND_MAX)?,
-            Deed::RemoveAttribute(name) => session.remove(name)?,
-            Deed::Clear => session.clear()?,
-        }
-        let life = lives.last_mut().expect("found or just made");
-        life.deeds.push(deed.clone());
-        life.modified = Some(now);
-        Ok(())
-    }
-
-    pub(crate) fn set_policy(
-        &mut self,
-        container: &Container,
-        policy: Policy,
-    ) -> Result<(), Trouble> {
-        self.txn.set_policy(container, policy.clone())?;
-        let before = self.base.containers.get(container.name());
-        if before.is_some_and(|before| before.policy != policy)
-            || self.policies.contains_key(container.name())
-        {
-            self.policies.insert(container.name().to_owned(), policy);
-        }
-        Ok(())
-    }
-
-    /// What a commit should make of `stored`.
-    pub(crate) fn predict(
-        &self,
-        stored: &State,
-        durability: Option<Durability>,
-        now: Time,
-    ) -> Prediction {
-        let mut state = Some(stored.clone());
-        let mut invalidated = BTreeSet::new();
-        let touched = self.lives.keys().map(|(name, _)| name).chain(self.policies.keys());
-        let touched: BTreeSet<_> = touched.collect();
-        let mut may_end = BTreeSet::new();
-        for name in touched {
-            let Some(container) = stored.containers.get(name) else { continue };
-            let sessions = container.sessions.values();
-            let over = sessions.filter(|session| !session.is_live(&container.policy, now));
-            may_end.extend(over.map(|session| session.id));
-        }
-        for (name, policy) in &self.policies {
-            let unchanged = self.base.containers[name].policy == stored.containers[name].policy;
-            match &mut state {
-                Some(state) if unchanged => {
-                    let container = state.containers.get_mut(name);
-                    container.expect("containers stay").set_policy(policy, now);
-                }
-                _ => state = None,
-            }
-        }
-        let mut is_relaxed = self.policies.is_empty();
-        for ((name, key), lives) in &self.lives {
-            let before = &stored.containers[name].policy;
-            if !lives.iter().any(Life::has_effect) {
-                continue;
-            }
-            for life in lives {
-                let level = durability.unwrap_or(before.durability);
-                is_relaxed &= level == Durability::Relaxed || !life.is_new && !life.demands();
-                if let Some(it) = &mut state
-                    && life.apply(it, name, key, before, now, &mut invalidated).is_err()
-                {
-                    state = None;
-                }
-            }
-        }
-        // An end is for good.
-        is_relaxed &= invalidated.is_empty();
-        Prediction { state, invalidated, may_end, is_relaxed }
-    }
-}
-
-/// The session has ended meanwhile, or there is another one.
-struct Conflicts;
-
-impl Life {
-    /// The times as the transaction sees them.
-    fn times(&self) -> (Time, Time) {
-        self.touch.unwrap_or((self.base.slice_end, self.base.last_accessed))
-    }
-
-    fn is_live(&self, policy: &Policy, now: Time) -> bool {
-        let slice_end = self.times().0;
-        let over = plus_secs(slice_end, policy.timeout_secs);
-        !self.is_ended && (policy.timeout_secs == 0 || now < over)
-    }
-
-    fn access(&mut self, policy: &Policy, now: Time) {
-        const LAG_SECS: u64 = 30;
-        let times = self.times();
-        let is_old = now > plus_secs(times.1, LAG_SECS);
-        let later = (times.0.max(slice_end(now, policy)), if is_old { now } else { times.1 });
-        if later != times {
-            self.touch = Some(later);
-        }
-    }
-
-    /// Whether it matters that the session still lives at commit.
-    fn demands(&self) -> bool {
-        self.is_ended || !self.deeds.is_empty()
-    }
-
-    fn has_effect(&self) -> bool {
-        self.is_new || self.demands() || self.touch.is_some()
-    }
-
-    fn apply(
-        &self,
-        state: &mut State,
-        name: &str,
-        key: &Key,
-        before: &Policy,
-        now: Time,
-        invalidated: &mut BTreeSet<SessionId>,
-    ) -> Result<(), Conflicts> {
-        let container = state.containers.get_mut(name).ok_or(Conflicts)?;
-        let policy = container.policy.clone();
-        let stored = container.sessions.get(key).cloned();
-        let mut session = match (self.is_new, stored) {
-            (true, Some(other)) if other.is_live(before, now) => return Err(Conflicts),
-            (true, _) => {
-                container.sessions.remove(key);
-                self.base.clone()
-            }
-            (false, Some(stored)) if stored.id == self.base.id => SessionState::clone(&stored),
-            (false, _) => return if self.demands() { Err(Conflicts) } else { Ok(()) },
-        };
-        if let Some((slice_end, last_accessed)) = self.touch {
-            session.slice_end = session.slice_end.max(slice_end);
-            session.last_accessed = session.last_accessed.max(last_accessed);
-        }
-        if !session.is_live(if self.is_new { &policy } else { before }, now) && !self.is_ended {
-            if self.is_new || self.demands() {
-                return Err(Conflicts);
-            }
-            container.sessions.remove(key);
-            return Ok(());
-        }
-        if !self.is_new && !session.is_live(before, now) {
-            return Err(Conflicts);
-        }
-        if self.is_ended {
-            invalidated.insert(session.id);
-            container.sessions.remove(key);
-            return Ok(());
-        }
-        for deed in &self.deeds {
-            apply(deed, &mut session.attributes);
-        }
-        session.last_modified = session.last_modified.max(self.modified);
-        container.sessions.insert(key.clone(), Arc::new(session));
-        Ok(())
-    }
-}
-
-fn apply(deed: &Deed, attributes: &mut BTreeMap<String, Value>) {
-    let value = |value: &dyn Fn() -> Option<Value>| value().expect("it can be encoded");
-    match deed {
-        Deed::Visit | Deed::End | Deed::Renew => {}
-        Deed::Put(name, value) => {
-            attributes.insert(name.clone(), value.clone());
-        }
-        Deed::Add(name, n) => {
-            let before = attributes.get(name).and_then(Value::to::<i64>).unwrap_or(0);
-            attributes.insert(name.clone(), value(&|| Value::of(&(before + n))));
-        }
-        Deed::Append(name, n) => {
-            let mut list = attributes.get(name).and_then(Value::to::<Vec<i64>>).unwrap_or_default();
-            list.push(*n);
-            let rest = list.len().saturating_sub(APPEND_MAX);
-            attributes.insert(name.clone(), value(&|| Value::of(&list[rest..])));
-        }
-        Deed::RemoveAttribute(name) => {
-            attributes.remove(name);
-        }
-        Deed::Clear => attributes.clear(),
     }
 }

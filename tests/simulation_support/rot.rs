@@ -9,7 +9,8 @@ use sessile::{Container, Durability, Error, Key, Session, Store, Value};
 use super::chance::Chance;
 use super::content::{Content, PAGE, SECTOR};
 use super::disk::{Image, Node};
-use super::model::{Deed, State, Trouble};
+use super::life::Deed;
+use super::model::{State, Trouble};
 use super::workload::{self, CONTAINERS};
 use super::world::{DIRECTORY, Disk, START, Setup, Step, World};
 
@@ -31,8 +32,9 @@ impl Victim {
         let mut world = World::empty(setup.clone(), seed, false);
         world.open()?;
         for name in CONTAINERS {
-            // Nobody expires here.
-            let policy = workload::policy(&mut chance).timeout_secs(0);
+            // Nobody expires here, and there are many.
+            let policy = workload::policy(&mut chance).timeout_secs(0).absolute_timeout_secs(0);
+            let policy = policy.limit(0);
             world.play(&Step::Container { name, policy })?;
         }
         let (mut states, mut past) = (Vec::new(), Vec::new());
@@ -241,7 +243,7 @@ impl Victim {
             let is_in = |state: &Arc<State>| {
                 let sessions = state.containers.get(container.name()).map(|it| &it.sessions);
                 let session = sessions.and_then(|sessions| sessions.get(key));
-                session.is_some_and(|session| session.attributes == found)
+                session.is_some_and(|session| session.values(START) == found)
             };
             let states = states.iter().zip(&mut possible);
             states.for_each(|(state, possible)| *possible &= is_in(state));

@@ -101,6 +101,11 @@ impl Suite {
         *self.outcomes.lock().unwrap().entry(outcome.into()).or_default() += count;
     }
 
+    /// Notes what has happened in a world.
+    pub(crate) fn tally_all(&self, happened: &BTreeMap<&'static str, u64>) {
+        happened.iter().for_each(|(what, count)| self.tally(*what, *count));
+    }
+
     /// Runs one case: what goes wrong in it, and every panic, is a violation.
     pub(crate) fn case<T>(
         &self,
@@ -191,6 +196,11 @@ impl Suite {
 
     /// Says what was done, and fails if that was too little or anything went wrong.
     pub(crate) fn finish(self) {
+        self.finish_with(&[]);
+    }
+
+    /// The same, and fails if one of these has never happened: nothing would have been shown of it.
+    pub(crate) fn finish_with(self, wanted: &[&str]) {
         let violations = self.violations.into_inner().unwrap();
         let cases = self.cases.into_inner();
         say(&format!(
@@ -206,6 +216,8 @@ impl Suite {
         }
         assert!(violations.is_empty(), "{} violations, first: {}", violations.len(), violations[0]);
         let is_whole = env::var("SESSILE_SEED").is_err();
+        let missing: Vec<_> = wanted.iter().filter(|it| !outcomes.contains_key(**it)).collect();
+        assert!(!is_whole || missing.is_empty(), "never happened: {missing:?}");
         assert!(!is_whole || cases >= self.floor, "{cases} cases are less than {}", self.floor);
     }
 }

@@ -8,11 +8,12 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use sessile::{Durability, Error, Policy, SessionId, Value};
+use sessile::{Durability, Error, Policy, Problem, SessionId, Value};
 
 use super::chance::Chance;
 use super::disk::{Image, Op};
-use super::model::{Deed, State, Trouble, look};
+use super::life::Deed;
+use super::model::{State, Trouble, look_and_count};
 use super::platter::{Cut, Platter};
 use super::world::{Disk, Knowledge, Setup, Step, World};
 
@@ -107,7 +108,11 @@ impl Case {
             Err(Error::NotAStore { .. }) => return Ok("no store"),
             Err(error) => return Err(error.into()),
         };
-        let (seen, now) = (look(store)?, store.now());
+        let ((seen, miscounted), now) = match look_and_count(store) {
+            // Nobody has looked there before.
+            Err(Trouble::Error(Error::Corrupt { .. })) => return Ok("corrupt"),
+            seen => (seen?, store.now()),
+        };
         let newest = *self.last().allowed.iter().max().expect("there is always a state");
         let sees = |nth: usize| self.history[nth].seen(now);
         let found: Vec<_> = (0..=newest).filter(|nth| sees(*nth) == seen).collect();
@@ -120,6 +125,14 @@ impl Case {
         let lost = since.windows(2).filter(|pair| pair[0] != pair[1]).count();
         if lost > lies {
             return Err(format!("{lost} commits lost to {lies} lies").into());
+        }
+        // The count may be that of another state than the sessions. Whoever asks is told.
+        if let Some((name, ..)) = miscounted.first() {
+            let is_told = |problem: &Problem| matches!(problem, Problem::Count { container, .. } if container == name);
+            return match store.check()?.problems.iter().any(is_told) {
+                true => Ok("a wrong count, told"),
+                false => Err(format!("a wrong count of {name}, of which nobody is told").into()),
+            };
         }
         // Some of these look the same, but differ in who has been seen to expire.
         world.allowed = (0..found.len()).collect();

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sessile::{Clock, Durability, Policy, Time, Value};
+use sessile::{AtLimit, Clock, Durability, Policy, Rule, Time, Value};
 
 use super::chance::Chance;
-use super::model::{Deed, Trouble};
+use super::life::Deed;
+use super::model::Trouble;
 use super::world::{Setup, Step, World};
 
 pub(crate) const CONTAINERS: [&str; 3] = ["club", "desk", "shop"];
-pub(crate) const KEYS: [&str; 6] = ["", "ada", "bob", "cy", "dan", "eve"];
+pub(crate) const KEYS: [&str; 8] = ["", "ada", "bob", "cy", "dan", "eve", "fay", "gil"];
+pub(crate) const PRINCIPALS: [&str; 2] = ["user-1", "user-2"];
 
 /// How a store is opened in the run of this seed.
 pub(crate) fn setup(chance: &mut Chance) -> Setup {
@@ -26,22 +28,56 @@ pub(crate) fn setup(chance: &mut Chance) -> Setup {
 pub(crate) fn policy(chance: &mut Chance) -> Policy {
     let period = *chance.pick(&[1, 10, 20]);
     let slices = *chance.pick(&[0, 1, 2, 6]);
-    let policy = Policy::new().period_secs(period).timeout_secs(period * slices).on_end("record");
+    let mut policy =
+        Policy::new().period_secs(period).timeout_secs(period * slices).on_end("record");
+    let at_limit = |chance: &mut Chance| *chance.pick(&[AtLimit::Reject, AtLimit::EvictOldest]);
+    if chance.one_in(3) {
+        policy = policy.absolute_timeout_secs(20 + chance.below(200));
+    }
+    if chance.one_in(2) {
+        policy = policy.limit(2 + chance.below(4)).at_limit(at_limit(chance));
+    }
+    if chance.one_in(2) {
+        policy = policy.principal_limit(1 + chance.below(2)).at_principal_limit(at_limit(chance));
+    }
+    if chance.one_in(3) {
+        policy = policy.rotation_grace_secs(1 + chance.below(40));
+    }
+    if chance.one_in(2) {
+        policy = policy.default_rule(Rule::LastWriter);
+    }
     if chance.one_in(4) { policy.durability(Durability::Relaxed) } else { policy }
 }
 
 /// One thing to be done to a session.
 pub(crate) fn deed(chance: &mut Chance) -> Deed {
     let name = |chance: &mut Chance| (*chance.pick(&["x", "y", "z"])).to_owned();
-    match chance.below(20) {
+    let principal = |chance: &mut Chance| *chance.pick(&PRINCIPALS);
+    match chance.below(42) {
         0 => Deed::Visit,
-        1..=7 => Deed::Put(name(chance), value(chance)),
-        8..=11 => Deed::Add("n".to_owned(), chance.below(100) as i64),
-        12..=13 => Deed::Append("l".to_owned(), chance.below(100) as i64),
-        14 => Deed::RemoveAttribute(name(chance)),
-        15 => Deed::Clear,
-        16..=17 => Deed::End,
-        _ => Deed::Renew,
+        1..=6 => Deed::Put(name(chance), value(chance)),
+        7..=10 => Deed::Add("n".to_owned(), chance.below(100) as i64),
+        11..=12 => Deed::Append("l".to_owned(), chance.below(100) as i64),
+        13 => Deed::RemoveAttribute(name(chance)),
+        14 => Deed::Clear,
+        15..=16 => Deed::End,
+        17..=18 => Deed::Renew,
+        19..=22 => Deed::Rotate(KEYS[chance.index(KEYS.len())]),
+        23..=24 => Deed::Lend(name(chance), value(chance), 1 + chance.below(40)),
+        25 => {
+            let n = Value::of(&1_000).expect("a number can be encoded");
+            Deed::Lend("n".to_owned(), n, 1 + chance.below(40))
+        }
+        26..=28 => Deed::Take(name(chance)),
+        29..=30 => Deed::Flash((chance.number() >> 1) as i64),
+        31..=32 => Deed::Show,
+        33..=34 => Deed::Timeout(*chance.pick(&[None, Some(0), Some(5), Some(30), Some(300)])),
+        35..=39 => {
+            let (whose, device) = (principal(chance), *chance.pick(&["phone", "laptop"]));
+            Deed::Bind(whose, device)
+        }
+        40 => Deed::Unbind,
+        _ => Deed::EndOthers,
     }
 }
 
@@ -67,28 +103,39 @@ fn durability(chance: &mut Chance) -> Option<Durability> {
 pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
     let mut steps: Vec<_> =
         CONTAINERS.map(|name| Step::Container { name, policy: policy(chance) }).into();
-    let act = |slot, chance: &mut Chance| Step::Act {
-        slot,
-        container: CONTAINERS[chance.index(CONTAINERS.len())],
-        key: KEYS[chance.index(KEYS.len())],
-        deed: deed(chance),
+    let place = |chance: &mut Chance| {
+        (CONTAINERS[chance.index(CONTAINERS.len())], KEYS[chance.index(KEYS.len())])
+    };
+    let act = |slot, (container, key), chance: &mut Chance| match chance.below(24) {
+        0 => {
+            let principal = *chance.pick(&PRINCIPALS);
+            Step::EndAll { slot, container, principal }
+        }
+        _ => Step::Act { slot, container, key, deed: deed(chance) },
     };
     let mut done = 0;
     while done < transactions {
-        match chance.below(24) {
+        match chance.below(25) {
             // One after the other.
             0..=9 => {
                 steps.push(Step::Begin(0));
-                (0..1 + chance.below(5)).for_each(|_| steps.push(act(0, chance)));
+                for _ in 0..1 + chance.below(5) {
+                    let place = place(chance);
+                    steps.push(act(0, place, chance));
+                }
                 steps.push(Step::Commit { slot: 0, durability: durability(chance) });
                 done += 1;
             }
             // Two at once.
             10..=13 => {
                 steps.extend([Step::Begin(1), Step::Begin(2)]);
+                // Half of the time they meet.
+                let (met, meet) = (place(chance), chance.one_in(2));
                 for _ in 0..2 + chance.below(6) {
                     let slot = 1 + chance.index(2);
-                    steps.push(act(slot, chance));
+                    let elsewhere = place(chance);
+                    let place = if meet && !chance.one_in(4) { met } else { elsewhere };
+                    steps.push(act(slot, place, chance));
                 }
                 let mut slots = [1, 2];
                 if chance.one_in(2) {
@@ -96,8 +143,17 @@ pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
                 }
                 for slot in slots {
                     steps.push(Step::Commit { slot, durability: durability(chance) });
+                    match chance.below(8) {
+                        0 => steps.push(Step::Advance { secs: 1 + chance.below(15) }),
+                        1 => steps.push(Step::Sweep),
+                        _ => {}
+                    }
                 }
                 done += 2;
+            }
+            23 => {
+                steps.extend(race(place(chance), chance));
+                done += 3;
             }
             14 => {
                 let container = CONTAINERS[chance.index(CONTAINERS.len())];
@@ -117,18 +173,61 @@ pub(crate) fn steps(chance: &mut Chance, transactions: usize) -> Vec<Step> {
             19..=20 => steps.push(Step::Sweep),
             21 => steps.push(Step::Fold),
             22 if chance.one_in(2) => steps.push(Step::Reopen),
-            23 if chance.one_in(2) => steps.push(Step::Kill),
+            24 if chance.one_in(2) => steps.push(Step::Kill),
             _ => {}
         }
     }
     steps
 }
 
+/// Two transactions that want something of one session at the same time, of which both cannot have it,
+/// after another one has seen to it that it is there.
+fn race(
+    (container, key): (&'static str, &'static str),
+    chance: &mut Chance,
+) -> impl Iterator<Item = Step> {
+    let act = |slot, deed| Step::Act { slot, container, key, deed };
+    let name = "x".to_owned();
+    let principal = *chance.pick(&PRINCIPALS);
+    let key_at_all = |chance: &mut Chance| KEYS[chance.index(KEYS.len())];
+    let to = [key_at_all(chance), key_at_all(chance)];
+    let there = [
+        Step::Begin(0),
+        act(0, Deed::Put(name.clone(), value(chance))),
+        act(0, Deed::Flash((chance.number() >> 1) as i64)),
+        Step::Commit { slot: 0, durability: durability(chance) },
+    ];
+    let bind = |slot| act(slot, Deed::Bind(principal, "tablet"));
+    let rotate = |slot| act(slot, Deed::Rotate(to[slot - 1]));
+    let end_all = |slot| Step::EndAll { slot, container, principal };
+    let wanted = match chance.below(9) {
+        0 | 1 => vec![act(1, Deed::Take(name.clone())), act(2, Deed::Take(name))],
+        2 => vec![act(1, Deed::Show), act(2, Deed::Show)],
+        3 => vec![rotate(1), rotate(2)],
+        4 => vec![rotate(1), act(2, Deed::Put(name, value(chance)))],
+        5 => vec![act(1, Deed::End), rotate(2)],
+        6 => vec![bind(1), end_all(2)],
+        7 => vec![rotate(1), end_all(2)],
+        // Another session is to have the key that this one gives up meanwhile.
+        _ => {
+            let other = Step::Act { slot: 2, container, key: to[1], deed: Deed::Rotate(key) };
+            vec![rotate(1), act(2, Deed::End), other]
+        }
+    };
+    let mut slots = [1, 2];
+    if chance.one_in(2) {
+        slots.reverse();
+    }
+    let commits = slots.map(|slot| Step::Commit { slot, durability: durability(chance) });
+    let begins = [Step::Begin(1), Step::Begin(2)];
+    there.into_iter().chain(begins).chain(wanted).chain(commits)
+}
+
 /// A world in which all of this has happened, from the creation of the store on.
 #[expect(clippy::result_large_err, reason = "the world is what is looked at next")]
-pub(crate) fn run(seed: u64, transactions: usize) -> Result<World, (Trouble, World)> {
+pub(crate) fn run(seed: u64, transactions: usize, traced: bool) -> Result<World, (Trouble, World)> {
     let mut chance = Chance::new(seed);
-    let mut world = World::empty(setup(&mut chance), seed, true);
+    let mut world = World::empty(setup(&mut chance), seed, traced);
     let steps = steps(&mut chance, transactions);
     let mut play = || {
         world.open()?;
@@ -239,7 +338,8 @@ pub(crate) mod exhaustive {
     use sessile::{Durability, Policy, Time, Value};
 
     use super::super::disk::Image;
-    use super::super::model::{Deed, State};
+    use super::super::life::Deed;
+    use super::super::model::State;
     use super::super::world::{Setup, Step, World};
 
     /// Where they begin: a store that was closed.
@@ -284,7 +384,7 @@ pub(crate) mod exhaustive {
         Begin { image: world.disk.image(), state: world.state(), now: super::super::world::START }
     }
 
-    /// Ten things to do.
+    /// Eleven things to do.
     fn deeds() -> Vec<Vec<Step>> {
         use Durability::{Immediate, Relaxed};
         let longer = short().timeout_secs(100);
@@ -316,6 +416,14 @@ pub(crate) mod exhaustive {
                 commit(0, Relaxed),
             ],
             vec![Step::Begin(0), act(0, "shop", "bob", Deed::Renew), commit(0, Immediate)],
+            vec![
+                Step::Begin(1),
+                Step::Begin(2),
+                act(1, "shop", "bob", Deed::Add("n".to_owned(), 1_000)),
+                act(2, "shop", "bob", Deed::Rotate("dan")),
+                commit(2, Immediate),
+                commit(1, Relaxed),
+            ],
             vec![
                 Step::Begin(0),
                 act(0, "shop", "ada", put("four")),

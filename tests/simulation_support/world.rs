@@ -21,12 +21,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sessile::{
-    Clock, CommitId, Container, Durability, EndReason, Error, Fate, Key, ManualClock, Options,
-    Policy, SessionId, Store, Time,
+    Clock, CommitId, Container, Durability, EndReason, Error, Fate, Key, LimitKind, ManualClock,
+    Options, Policy, SessionId, Store, Time,
 };
 
 use super::disk::{Image, SimDisk};
-use super::model::{ContainerState, Deed, Intent, Prediction, Seen, State, Trouble, look};
+use super::intent::Intent;
+use super::life::Deed;
+use super::model::{ContainerState, Ends, Seen, State, Trouble, look};
+use super::outcome::{Prediction, Refusal};
 
 /// What a client knows at some point of a disk's record.
 #[derive(Clone, Debug)]
@@ -79,6 +82,12 @@ pub(crate) enum Step {
         key: &'static str,
         deed: Deed,
     },
+    /// Ends all sessions of a principal.
+    EndAll {
+        slot: usize,
+        container: &'static str,
+        principal: &'static str,
+    },
     SetPolicy {
         slot: usize,
         container: &'static str,
@@ -121,7 +130,7 @@ struct Doubt {
     commit: Option<CommitId>,
     /// The number of the state that it leads to.
     after: usize,
-    invalidated: BTreeSet<SessionId>,
+    ends: Ends,
     may_end: BTreeSet<SessionId>,
 }
 
@@ -149,6 +158,12 @@ pub(crate) struct World {
     pub(crate) unsettled: BTreeSet<SessionId>,
     /// The greatest number of a commit that was acknowledged.
     pub(crate) revision: u64,
+    /// When this was last swept.
+    swept: Time,
+    /// What was shown that is to be shown once.
+    shown: BTreeSet<i64>,
+    /// How often what has happened.
+    pub(crate) happened: BTreeMap<&'static str, u64>,
     /// So that session ids differ from process to process.
     seed: u64,
 }
@@ -180,6 +195,9 @@ impl World {
             doubt: None,
             unsettled,
             revision: 0,
+            swept: Time::default(),
+            shown: BTreeSet::new(),
+            happened: BTreeMap::new(),
             seed,
         };
         world.mark(&BTreeSet::new());
@@ -312,18 +330,13 @@ impl World {
     }
 
     /// A commit that leads to this state is under way.
-    fn begun(
-        &mut self,
-        state: State,
-        invalidated: &BTreeSet<SessionId>,
-        may_end: &BTreeSet<SessionId>,
-    ) {
+    fn begun(&mut self, state: State, ends: &Ends, may_end: &BTreeSet<SessionId>) {
         self.history.push(Arc::new(state));
         self.allowed.push(self.history.len() - 1);
         self.doubt = Some(Doubt {
             commit: None,
             after: self.history.len() - 1,
-            invalidated: invalidated.clone(),
+            ends: ends.clone(),
             may_end: may_end.clone(),
         });
         self.mark(may_end);
@@ -369,7 +382,7 @@ impl World {
     /// is `durable`, it is known of.
     fn take_ends(
         &mut self,
-        invalidated: &BTreeSet<SessionId>,
+        ends: &Ends,
         may_end: &BTreeSet<SessionId>,
         durable: &BTreeSet<SessionId>,
     ) -> Result<BTreeSet<SessionId>, Trouble> {
@@ -391,16 +404,13 @@ impl World {
         if self.disk.failed() == failed {
             self.acknowledged = Arc::new(self.ended.clone());
         }
-        let (mut wanted, mut expired) = (BTreeSet::new(), BTreeSet::new());
-        for (id, reason) in told.into_iter().filter(|(id, _)| !late.contains(id)) {
-            match reason {
-                EndReason::Invalidated => wanted.insert(id),
-                _ => expired.insert(id),
-            };
-        }
+        let told = told.into_iter().filter(|(id, _)| !late.contains(id));
+        let (expired, wanted): (Ends, Ends) =
+            told.partition(|(_, reason)| *reason == EndReason::Expired);
+        let expired: BTreeSet<_> = expired.into_keys().collect();
         self.mark(if expired.is_empty() { &expired } else { may_end });
-        if wanted != *invalidated {
-            return Err(format!("ended: {wanted:?}, wanted: {invalidated:?}").into());
+        if wanted != *ends {
+            return Err(format!("ended: {wanted:?}, wanted: {ends:?}").into());
         }
         if let Some(id) = expired.difference(may_end).next() {
             return Err(format!("{id} was told to have expired, and it had not").into());
@@ -411,7 +421,11 @@ impl World {
     /// Corrects the newest state: these have ended too.
     fn expired(&mut self, ended: &BTreeSet<SessionId>) {
         if !ended.is_empty() {
-            let state = self.state().without(ended);
+            let before = self.state();
+            let found = ended.iter().filter_map(|id| before.find(*id));
+            let why: Vec<_> = found.map(|(session, policy)| session.outlived(policy)).collect();
+            self.count(&why);
+            let state = before.without(ended);
             self.history.push(Arc::new(state));
             // Ends are told when they are durable, and with them everything before.
             self.allowed = vec![self.history.len() - 1];
@@ -449,12 +463,20 @@ impl World {
                 self.slots[*slot] = Some(Intent::begin(self.store(), self.state())?);
             }
             // Its container could not be made.
-            Step::Act { container, .. } | Step::SetPolicy { container, .. }
+            Step::Act { container, .. }
+            | Step::EndAll { container, .. }
+            | Step::SetPolicy { container, .. }
                 if !self.state().containers.contains_key(*container) => {}
             Step::Act { slot, container, key, deed } => {
                 let (now, container) = (self.store().now(), self.container(container)?);
                 if let Some(intent) = &mut self.slots[*slot] {
                     intent.act(&container, &Key::from(*key), deed, now)?;
+                }
+            }
+            Step::EndAll { slot, container, principal } => {
+                let (now, container) = (self.store().now(), self.container(container)?);
+                if let Some(intent) = &mut self.slots[*slot] {
+                    intent.end_all_of(&container, principal, now)?;
                 }
             }
             Step::SetPolicy { slot, container, policy } => {
@@ -512,7 +534,7 @@ impl World {
         self.told.lock().unwrap().clear();
         // Whatever ended in the last moment the next process tells when it is opened.
         if let Some(doubt) = &mut self.doubt {
-            doubt.invalidated.clear();
+            doubt.ends.clear();
         }
     }
 
@@ -528,16 +550,15 @@ impl World {
             return Ok(());
         }
         let mut after = State::clone(&state);
-        let new = || ContainerState { policy: policy.clone(), sessions: BTreeMap::new() };
+        let new = || ContainerState::new(policy.clone());
         after.containers.entry(name.to_owned()).or_insert_with(new).set_policy(policy, now);
         let may_end = state.due(now);
-        self.begun(after, &BTreeSet::new(), &may_end);
+        self.begun(after, &Ends::new(), &may_end);
         if let Err(error) = self.store().container_with(name, policy.clone()) {
             return Err(self.failed(error));
         }
         self.done(true);
-        let nobody = BTreeSet::new();
-        let expired = self.take_ends(&nobody, &may_end, &nobody)?;
+        let expired = self.take_ends(&Ends::new(), &may_end, &BTreeSet::new())?;
         self.expired(&expired);
         Ok(())
     }
@@ -545,16 +566,18 @@ impl World {
     /// Commits, and expects what the model says.
     fn commit(&mut self, intent: Intent, durability: Option<Durability>) -> Result<(), Trouble> {
         let now = self.store().now();
-        let Prediction { state, invalidated, may_end, is_relaxed } =
-            intent.predict(&self.state(), durability, now);
-        let is_expected = state.is_some();
-        let state = state.unwrap_or_else(|| State::clone(&self.state()));
-        self.begun(state, &invalidated, &may_end);
+        let Prediction { verdict, ends, may_end, is_relaxed, happened } =
+            intent.predict(&self.state(), durability, self.swept, now);
+        let refusal = verdict.as_ref().err().copied();
+        let state = verdict.unwrap_or_else(|_| State::clone(&self.state()));
+        self.begun(state, &ends, &may_end);
         if let Some(durability) = durability {
             intent.txn.set_durability(durability)?;
         }
         let ended = match intent.txn.commit() {
-            Ok(_) if !is_expected => return Err("a commit that should conflict did not".into()),
+            Ok(_) if let Some(refusal) = refusal => {
+                return Err(format!("a commit that should be refused was not: {refusal:?}").into());
+            }
             Ok(report) => {
                 let revision = report.revision.get();
                 let [.., before, after] = self.allowed[..] else { panic!("both are allowed") };
@@ -563,22 +586,32 @@ impl World {
                 }
                 self.revision = self.revision.max(revision);
                 self.done(!is_relaxed);
-                invalidated
+                if let Some(n) = intent.shown.iter().find(|n| !self.shown.insert(**n)) {
+                    return Err(format!("{n} was shown twice").into());
+                }
+                self.count(&vec!["values shown"; intent.shown.len()]);
+                self.count(&happened);
+                ends
             }
-            Err(Error::Conflict(_)) if !is_expected => {
+            Err(error) if is_refused(&error, refusal) => {
                 self.refused();
-                BTreeSet::new()
-            }
-            // Too much for a segment.
-            Err(Error::Limit { .. }) => {
-                self.refused();
-                BTreeSet::new()
+                if refusal.is_some() {
+                    self.count(&happened);
+                }
+                Ends::new()
             }
             Err(error) => return Err(self.failed(error)),
         };
-        let expired = self.take_ends(&ended, &may_end, &ended)?;
+        let durable = ended.keys().copied().collect();
+        let expired = self.take_ends(&ended, &may_end, &durable)?;
         self.expired(&expired);
         Ok(())
+    }
+
+    fn count(&mut self, happened: &[&'static str]) {
+        for what in happened {
+            *self.happened.entry(what).or_default() += 1;
+        }
     }
 
     /// Sweeps, and expects the end of everything that is due.
@@ -593,12 +626,13 @@ impl World {
                 return Err(error.into());
             }
         };
-        let expired = self.take_ends(&BTreeSet::new(), &may_end, &may_end)?;
+        let expired = self.take_ends(&Ends::new(), &may_end, &may_end)?;
         if expired != may_end || swept.ended != may_end.len() as u64 {
             let missing: Vec<_> = may_end.difference(&expired).collect();
             return Err(format!("a sweep did not end {missing:?}").into());
         }
         self.expired(&expired);
+        self.swept = self.store().now();
         Ok(expired)
     }
 
@@ -611,15 +645,15 @@ impl World {
         let due = due.collect();
         self.mark(&due);
         self.store().sweep()?;
-        self.settle(&BTreeSet::new())
+        self.settle(&Ends::new())
     }
 
-    fn settle(&mut self, invalidated: &BTreeSet<SessionId>) -> Result<(), Trouble> {
+    fn settle(&mut self, ends: &Ends) -> Result<(), Trouble> {
         let now = self.store().now();
         let due: Vec<_> = self.allowed.iter().map(|nth| self.history[*nth].due(now)).collect();
         let mut any: BTreeSet<_> = due.iter().flatten().copied().collect();
         any.extend(&self.unsettled);
-        let ended = self.take_ends(invalidated, &any, invalidated)?;
+        let ended = self.take_ends(ends, &any, &ends.keys().copied().collect())?;
         let is_due = |id: &SessionId| due.iter().all(|due| due.contains(id));
         let must = any.iter().filter(|id| is_due(id) && !self.unsettled.contains(id));
         if let Some(id) = must.into_iter().find(|id| !ended.contains(id)) {
@@ -661,12 +695,14 @@ impl World {
     /// the commit in doubt, and compares that with what the store shows.
     pub(crate) fn resume(&mut self) -> Result<(), Trouble> {
         self.give_up();
+        // What was acknowledged before it was durable may be lost, and is shown again.
+        self.shown.clear();
         let now = self.store().now();
         // Whoever is due may end in what follows.
         let due = self.allowed.iter().flat_map(|nth| self.history[*nth].due(now));
         let due: Vec<_> = due.collect();
         self.unsettled.extend(due);
-        let mut invalidated = BTreeSet::new();
+        let mut ends = Ends::new();
         if let Some(doubt) = self.doubt.take() {
             self.unsettled.extend(doubt.may_end);
             let wanted = |fate: &Fate| *fate != Fate::Pending;
@@ -674,7 +710,7 @@ impl World {
             match doubt.commit.map(fate).transpose()? {
                 Some(Fate::Committed) => {
                     self.allowed = vec![doubt.after];
-                    invalidated = doubt.invalidated;
+                    ends = doubt.ends;
                 }
                 Some(Fate::NotCommitted) => self.allowed.retain(|nth| *nth != doubt.after),
                 Some(fate) => return Err(format!("the fate of a commit is {fate:?}").into()),
@@ -690,7 +726,7 @@ impl World {
         // What it shows need not be durable: it may have been relaxed.
         let newest = *self.recognize()?.last().expect("one at least");
         self.allowed.retain(|nth| *nth <= newest);
-        self.settle(&invalidated)?;
+        self.settle(&ends)?;
         self.check_owed()
     }
 
@@ -717,6 +753,16 @@ impl World {
     }
 }
 
+/// Whether an error is what was expected of a commit. It may always be too much for a segment.
+fn is_refused(error: &Error, refusal: Option<Refusal>) -> bool {
+    match error {
+        Error::Limit { limit: LimitKind::TransactionBytes, .. } => true,
+        Error::Limit { limit, .. } => refusal == Some(Refusal::Limit(*limit)),
+        Error::Conflict(_) => matches!(refusal, Some(Refusal::Conflict | Refusal::Taken)),
+        _ => false,
+    }
+}
+
 impl Drop for World {
     /// Nobody waits for a store that is not looked at any more to be closed.
     fn drop(&mut self) {
@@ -726,16 +772,16 @@ impl Drop for World {
 
 /// Says in which session two views differ, without their values.
 fn difference(expected: &Seen, seen: &Seen) -> String {
-    for (name, (policy, sessions)) in expected {
-        let Some((other_policy, other)) = seen.get(name) else {
+    for (name, expected) in expected {
+        let Some(other) = seen.get(name) else {
             return format!("container {name} is missing");
         };
-        if policy != other_policy {
+        if expected.policy != other.policy {
             return format!("container {name} has other settings");
         }
-        for (key, session) in sessions {
+        for (key, session) in &expected.sessions {
             let text = String::from_utf8_lossy(key.as_bytes());
-            match other.get(key) {
+            match other.sessions.get(key) {
                 None => return format!("{name}/{text} is missing"),
                 Some(other) if other != session => {
                     return format!("{name}/{text} is {other:?}, not {session:?}");
@@ -743,8 +789,19 @@ fn difference(expected: &Seen, seen: &Seen) -> String {
                 Some(_) => {}
             }
         }
-        if let Some(key) = other.keys().find(|key| !sessions.contains_key(*key)) {
+        let is_known = |key: &&Key| expected.sessions.contains_key(*key);
+        if let Some(key) = other.sessions.keys().find(|key| !is_known(key)) {
             return format!("{name}/{} is there", String::from_utf8_lossy(key.as_bytes()));
+        }
+        if expected.led != other.led {
+            return format!("keys of {name} lead elsewhere in the time of grace");
+        }
+        if let Some(key) = (&expected.given_up ^ &other.given_up).first() {
+            let text = String::from_utf8_lossy(key.as_bytes());
+            return match expected.given_up.contains(key) {
+                true => format!("anybody may take {name}/{text}, which was given up"),
+                false => format!("nobody may take {name}/{text}"),
+            };
         }
     }
     match seen.keys().find(|name| !expected.contains_key(*name)) {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -247,4 +248,24 @@ fn what_ends_before_new_settings_may_be_more_than_a_batch() {
     let found: Vec<_> = shops.iter().map(|shop| txn.len(shop).unwrap()).collect();
     assert_eq!(found, [2, 0, 0]);
     assert_eq!(store.stats().expired, 18);
+}
+
+/// A session that has only just fitted into a commit is filed anew all the same, without what has lapsed
+/// of it.
+#[test]
+fn the_largest_session_is_filed_anew() {
+    let (place, clock) = (Place::new(), ManualClock::new(Time::from_secs(1_000_000_000)));
+    let options = place.options().segment_bytes(4_096).clock(clock.clone());
+    let store = options.open(&place.path).unwrap();
+    let timeout = |secs| store.container_with("shop", Policy::new().timeout_secs(secs)).unwrap();
+    let shop = timeout(600);
+    let minute = Duration::from_secs(60);
+    store.transact(|txn| txn.create(&shop, "ada")?.insert_for("code", 1, minute)).unwrap();
+    let put =
+        |txn: &Transaction, len| txn.get_or_create(&shop, "ada")?.insert("x", "x".repeat(len));
+    assert!((0..4_096).rev().any(|len| store.transact(|txn| put(txn, len)).is_ok()));
+    clock.advance_secs(60);
+    timeout(120);
+    store.sweep().unwrap();
+    assert_eq!(store.check().unwrap().problems, []);
 }

@@ -1,7 +1,9 @@
 //! The storage fails while a session is given another key, or ended with the others of its principal:
 //! all of it has happened, or nothing.
 
-use sessile::{Container, Error, Event, Fate, Policy, Store, Transaction};
+use std::path::Path;
+
+use sessile::{Container, Error, Event, Fate, ManualClock, Policy, Store, Time, Transaction};
 
 use crate::fragile::{Fault, Operation};
 use crate::{Place, wait_for};
@@ -77,4 +79,32 @@ fn a_rotation_in_doubt_has_happened_or_not() {
         }
     }
     assert!(fates.iter().all(|count| *count > 0), "{fates:?}");
+}
+
+/// The tables still have what the log has taken away. What lies behind that is found all the same.
+#[test]
+fn a_key_that_was_given_up_is_known_after_a_crash() {
+    let (place, clock) = (Place::new(), ManualClock::new(Time::from_secs(1_000_000_000)));
+    let open = |path: &Path| place.options().clock(clock.clone()).open(path).unwrap();
+    let store = open(&place.path);
+    let shop = store.container_with("shop", Policy::new().timeout_secs(60)).unwrap();
+    let rotate = |from: &str, to: &str| {
+        let rotate = |txn: &Transaction| txn.get_or_create(&shop, from)?.rotate(to).map(|_| ());
+        let create = |txn: &Transaction| txn.create(&shop, from).map(|_| ());
+        store.transact(create).and_then(|_| store.transact(rotate)).unwrap();
+    };
+    (0..100).for_each(|n| rotate(&format!("a{n}"), &format!("b{n}")));
+    clock.advance_secs(70);
+    rotate("guest", "ada");
+    store.fold().unwrap();
+    // Those of the beginning need not be known any more.
+    clock.advance_secs(40);
+    store.sweep().unwrap();
+
+    let crashed = open(&place.crash());
+    let shop = crashed.container("shop").unwrap();
+    let txn = crashed.begin().unwrap();
+    assert!(txn.create(&shop, "a0").is_ok());
+    let refused = txn.create(&shop, "guest");
+    assert!(matches!(refused, Err(Error::RotatedKey { .. })), "{refused:?}");
 }
