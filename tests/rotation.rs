@@ -642,3 +642,21 @@ fn eight_threads_write_while_the_session_is_rotated() {
         assert!(written.into_inner() > 0);
     }
 }
+
+/// A key that was taken and given up since the transaction began is nobody's to rotate to.
+#[test]
+fn a_key_that_was_given_up_meanwhile_is_not_taken_by_a_rotation() {
+    let (store, shop, ..) = one_session(policy());
+    store.transact(|txn| txn.create(&shop, "x").map(drop)).unwrap();
+    let late = store.begin().unwrap();
+    found(&late, &shop, "x").rotate("y").unwrap();
+    store.transact(|txn| txn.create(&shop, "y").map(drop)).unwrap();
+    rotate(&store, &shop, "y", "z");
+    let refused = late.commit();
+    assert!(
+        matches!(refused, Err(Error::Conflict(conflict)) if conflict.reason == ConflictReason::Exists)
+    );
+    let txn = store.begin().unwrap();
+    assert!(txn.peek(&shop, "y").unwrap().is_none());
+    assert!(txn.peek(&shop, "x").unwrap().is_some() && txn.peek(&shop, "z").unwrap().is_some());
+}
