@@ -45,10 +45,15 @@ impl Readers {
         }
         if state.jobs.is_none() {
             let (sender, jobs) = bounded::<Job>(JOBS_MAX);
+            let jobs = Arc::new(jobs);
             for _ in 0..READERS {
-                let jobs = jobs.clone();
-                let thread =
-                    threads::spawn("read", move || jobs.into_iter().for_each(|job| job()))?;
+                let jobs = Arc::clone(&jobs);
+                let read = move || {
+                    while let Ok(job) = jobs.recv() {
+                        job();
+                    }
+                };
+                let thread = threads::spawn("read", read)?;
                 // What a job drops there may be the last handle of the store.
                 lock(&core.threads).push(thread.thread().id());
                 state.threads.push(thread);
