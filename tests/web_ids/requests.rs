@@ -175,8 +175,10 @@ fn a_token_is_taken_off_the_path() {
         assert_eq!(Asked::new().path(&path).read(&ids([Namespace::Url])).path(), left);
         // Also where something else decides about the token.
         let other = format!("session={}", Token::random().unwrap().expose());
-        let found = Asked::new().path(&path).cookie(other).read(&ids(ALL));
-        assert_eq!(found.path(), left);
+        let asked = Asked::new().path(&path).cookie(other);
+        for which in [Disagreement::NoId, Disagreement::FirstNamespace] {
+            assert_eq!(asked.read(&ids(ALL).on_disagreement(which)).path(), left, "{which:?}");
+        }
         assert_eq!(Asked::new().path(&path).read(&ids([Namespace::Cookies])).path(), path);
     }
 }
@@ -184,7 +186,7 @@ fn a_token_is_taken_off_the_path() {
 /// How many requests of each kind are made up.
 fn cases() -> u32 {
     match std::env::var("SESSILE_SIMULATION").as_deref() {
-        Ok("ci") => 200_000,
+        Ok("ci") => 100_000,
         _ => 10_000,
     }
 }
@@ -333,14 +335,11 @@ proptest! {
     }
 }
 
-/// The shortest of several times that a request took, and what it carried.
+/// How long it takes to read a request.
 fn time(asked: &Asked, ids: &Ids) -> Duration {
-    let once = |_| {
-        let clock = SystemClock::new();
-        std::hint::black_box(asked.read(ids));
-        clock.elapsed()
-    };
-    (0..25).map(once).min().unwrap()
+    let clock = SystemClock::new();
+    std::hint::black_box(asked.read(ids));
+    clock.elapsed()
 }
 
 /// Sixteen times as much takes sixteen times as long, or two hundred and fifty-six times if something is
@@ -369,9 +368,15 @@ fn time_is_in_proportion_to_length() {
     ];
     let ids = ids(ALL);
     for (kind, asked) in kinds {
-        let [short, long] = [4 << 10, 64 << 10].map(|bytes| time(&asked(bytes), &ids));
-        say(&format!("{kind}: {short:?} for 4 KiB, {long:?} for 64 KiB"));
-        assert!(long < short * 80 + Duration::from_micros(200), "{kind}: {short:?}, then {long:?}");
+        let [short, long] = [4 << 10, 64 << 10].map(|bytes| asked(bytes));
+        let mut times = Vec::new();
+        // Whatever else the machine does makes it look worse, never better.
+        let is_in_proportion = (0..10).any(|_| {
+            times = [&short, &long].map(|asked| time(asked, &ids)).to_vec();
+            times[1] < times[0] * 80 + Duration::from_micros(200)
+        });
+        say(&format!("{kind}: {:?} for 4 KiB, {:?} for 64 KiB", times[0], times[1]));
+        assert!(is_in_proportion, "{kind}: {times:?}");
     }
     // Ten thousand pairs, in one header and in as many.
     let pairs = Asked::new().cookie("session=x; ".repeat(9_999) + &ours).read(&ids);
