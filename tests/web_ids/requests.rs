@@ -368,7 +368,7 @@ fn time_is_in_proportion_to_length() {
     ];
     let ids = ids(ALL);
     for (kind, asked) in kinds {
-        let [short, long] = [4 << 10, 64 << 10].map(|bytes| asked(bytes));
+        let [short, long] = [4 << 10, 64 << 10].map(asked);
         let mut times = Vec::new();
         // Whatever else the machine does makes it look worse, never better.
         let is_in_proportion = (0..10).any(|_| {
