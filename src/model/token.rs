@@ -39,8 +39,12 @@ impl Token {
     ///
     /// [`Error::Random`] if the generator fails. There is no weaker one to fall back to.
     pub fn random() -> Result<Self, Error> {
+        Token::drawn_from(&mut SysRng)
+    }
+
+    fn drawn_from<S: TryRng>(source: &mut S) -> Result<Self, Error> {
         let mut bytes = [0; 32];
-        SysRng.try_fill_bytes(&mut bytes).map_err(|error| Error::Random(error.to_string()))?;
+        source.try_fill_bytes(&mut bytes).map_err(|error| Error::Random(error.to_string()))?;
         Ok(Token(bytes))
     }
 
@@ -84,6 +88,47 @@ impl From<&Token> for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A generator that fails at one of its calls, after it has written something.
+    struct Failing {
+        calls: usize,
+        fails_at: usize,
+    }
+
+    impl TryRng for Failing {
+        type Error = fmt::Error;
+
+        fn try_next_u32(&mut self) -> Result<u32, fmt::Error> {
+            Err(fmt::Error)
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, fmt::Error> {
+            Err(fmt::Error)
+        }
+
+        fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), fmt::Error> {
+            self.calls += 1;
+            bytes.fill(self.calls as u8);
+            if self.calls == self.fails_at { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+
+    /// There is no weaker generator behind the first, and no token of half the bits.
+    #[test]
+    fn no_random_numbers_no_token() {
+        for fails_at in 1..=10 {
+            let mut source = Failing { calls: 0, fails_at };
+            for call in 1..=10u8 {
+                match Token::drawn_from(&mut source) {
+                    Ok(token) => assert_eq!(token.0, [call; 32]),
+                    Err(error) => assert!(matches!(error, Error::Random(_)), "{error}"),
+                }
+            }
+            assert_eq!(source.calls, 10, "each token asks once");
+        }
+        let drawn = |fails_at| Token::drawn_from(&mut Failing { calls: 0, fails_at });
+        assert!(drawn(1).is_err() && drawn(2).is_ok());
+    }
 
     #[test]
     fn only_the_generated_form_is_accepted() {

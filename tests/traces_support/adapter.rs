@@ -19,6 +19,7 @@ use super::clock::FakeClock;
 use super::connection::{Committed, Connection, Extras, Place, Versions, View};
 use super::format::{BodyStep, Config, Notification, Request};
 use super::listening::{self, Listening};
+use super::request::Web;
 use super::steps::{Answer, Args, Failure, kind, observation, unknown};
 
 /// Where the sessions lie.
@@ -52,6 +53,8 @@ pub(crate) struct Adapter {
     /// What was told in steps that came in between and report nothing.
     aside: Vec<Notification>,
     container: Container,
+    /// The requests, if the trace has any.
+    web: Option<Web>,
     /// Where containers are made to see whether they can be.
     scratch: Option<Store>,
     store: Store,
@@ -92,6 +95,9 @@ impl Adapter {
             on_del: settings.on_del,
             inband: settings.inband_housekeeping,
         };
+        let data = config.session_data_manager.as_ref();
+        let ids = config.browser_id_manager.as_ref();
+        let web = ids.map(|ids| Web::new(ids, data, &store)).transpose()?;
         let mut adapter = Adapter {
             mode,
             clock,
@@ -100,6 +106,7 @@ impl Adapter {
             listening,
             aside: Vec::new(),
             container,
+            web,
             scratch: None,
             store,
             _directory: directory,
@@ -115,12 +122,32 @@ impl Adapter {
 
     /// What was told since this was asked last: to whom it may concern, and in between.
     pub(crate) fn told(&mut self) -> (Vec<Notification>, Vec<Notification>) {
-        (self.listening.take(), std::mem::take(&mut self.aside))
+        let told = (self.listening.take(), std::mem::take(&mut self.aside));
+        let Some(web) = &self.web else { return told };
+        let conceal = |mut notification: Notification| {
+            let text = web.tokens.conceal(&json!(notification.token));
+            notification.token = text.as_str().unwrap_or_default().to_owned();
+            notification.data = web.tokens.conceal(&notification.data);
+            notification
+        };
+        let conceal = |told: Vec<Notification>| told.into_iter().map(conceal).collect();
+        (conceal(told.0), conceal(told.1))
     }
 
-    /// Does a step.
+    /// Does a step, in which tokens stand under the names that the trace has for them.
     pub(crate) fn step(&mut self, conn: &str, op: &str, args: &Map<String, Json>) -> Answer {
-        let args = Args(args);
+        let Some(web) = &self.web else { return self.plain_step(conn, op, Args(args)) };
+        let Json::Object(args) = web.tokens.reveal(&Json::Object(args.clone())) else {
+            return unknown(op);
+        };
+        let answer = self.plain_step(conn, op, Args(&args));
+        match &self.web {
+            Some(web) => answer.map(|result| web.tokens.conceal(&result)),
+            None => answer,
+        }
+    }
+
+    fn plain_step(&mut self, conn: &str, op: &str, args: Args<'_>) -> Answer {
         match op.split_once('.') {
             None if op == "advance_clock" => {
                 self.clock.advance(args.number("seconds")?);
@@ -152,6 +179,16 @@ impl Adapter {
                 let (connection, place) = self.place(conn)?;
                 connection.session_step(op, args, place)
             }
+            Some(("request" | "response" | "bid" | "sdm", _)) => {
+                if inband && self.web.as_ref().is_some_and(|web| web.reaches(conn, op, args)) {
+                    self.housekeep(conn)?;
+                }
+                let Adapter { connections, web: Some(web), store, clock, .. } = self else {
+                    return unknown(op);
+                };
+                let connection = connections.get_mut(conn).ok_or_else(|| not_open(conn))?;
+                web.step((conn, connection), op, args, (store, clock))
+            }
             Some(_) => unknown(op),
         }
     }
@@ -162,8 +199,7 @@ impl Adapter {
 
     /// A connection, and what it works on.
     fn place(&mut self, name: &str) -> Result<(&mut Connection, Place<'_>), Failure> {
-        let nonsense = || Failure::Nonsense(format!("connection {name} is not open"));
-        let connection = self.connections.get_mut(name).ok_or_else(nonsense)?;
+        let connection = self.connections.get_mut(name).ok_or_else(|| not_open(name))?;
         let Adapter { mode, clock, container, .. } = self;
         Ok((connection, Place { mode: *mode, clock, container }))
     }
@@ -322,6 +358,10 @@ impl Adapter {
             "limit": policy.limit,
         }))
     }
+}
+
+fn not_open(name: &str) -> Failure {
+    Failure::Nonsense(format!("connection {name} is not open"))
 }
 
 /// The original had no bounds for these.

@@ -29,6 +29,7 @@ pub(crate) struct Connection {
     turn: usize,
 }
 
+#[derive(Clone)]
 struct Handle {
     session: Session,
     /// The transaction it is attached to.
@@ -114,23 +115,23 @@ impl Connection {
         let (txn, container) = (&self.txn, at.container);
         match op {
             "new" => {
-                let session = txn.create(container, args.text("key")?)?;
+                let session = txn.create(container, args.key("key")?)?;
                 self.bind(args, Some(session))
             }
             "new_or_existing" => {
-                let session = txn.get_or_create(container, args.text("key")?)?;
+                let session = txn.get_or_create(container, args.key("key")?)?;
                 self.bind(args, Some(session))
             }
             "get" => {
-                let session = txn.get(container, args.text("key")?)?;
+                let session = txn.get(container, args.key("key")?)?;
                 self.bind(args, session)
             }
             "get_item" => {
-                let session = txn.get(container, args.text("key")?)?;
+                let session = txn.get(container, args.key("key")?)?;
                 self.bind(args, Some(session.ok_or_else(|| kind("KeyError"))?))
             }
-            "has_key" => Ok(json!(txn.contains(container, args.text("key")?)?)),
-            "delete" => match txn.remove(container, args.text("key")?)? {
+            "has_key" => Ok(json!(txn.contains(container, args.key("key")?)?)),
+            "delete" => match txn.remove(container, args.key("key")?)? {
                 true => Ok(Json::Null),
                 false => Err(kind("KeyError")),
             },
@@ -201,19 +202,31 @@ impl Connection {
             _ => unknown(op),
         }
     }
+
     /// The session as a result, and bound to a handle if the step says so.
-    fn bind(&mut self, args: Args<'_>, session: Option<Session>) -> Answer {
-        let described = |session: &Session| json!({ "token": token(session.key()), "id": own_id(session.id()) });
-        let result = session.as_ref().map_or(Json::Null, described);
+    pub(crate) fn bind(&mut self, args: Args<'_>, session: Option<Session>) -> Answer {
+        let result = session.as_ref().map_or(Json::Null, describe);
         if let Some(name) = args.0.get("as").and_then(Json::as_str) {
             match session {
-                Some(session) => {
-                    self.handles.insert(name.to_owned(), Handle { session, turn: self.turn });
-                }
-                None => {
-                    self.handles.remove(name);
-                }
+                Some(session) => self.hold(name, session),
+                None => drop(self.handles.remove(name)),
             }
+        }
+        Ok(result)
+    }
+
+    /// Binds a session to a handle.
+    pub(crate) fn hold(&mut self, name: &str, session: Session) {
+        self.handles.insert(name.to_owned(), Handle { session, turn: self.turn });
+    }
+
+    /// The session of a handle as a result, whatever became of it, and bound to another handle if the
+    /// step says so.
+    pub(crate) fn bind_again(&mut self, args: Args<'_>, name: &str) -> Answer {
+        let result = describe(&self.handle(name)?.0);
+        if let Some(other) = args.0.get("as").and_then(Json::as_str) {
+            let handle = self.handles[name].clone();
+            self.handles.insert(other.to_owned(), handle);
         }
         Ok(result)
     }
@@ -294,6 +307,10 @@ fn info(session: &Session, clock: &FakeClock) -> Result<Json, Error> {
         "valid": session.is_valid(),
         "data": data(session.iter()?),
     }))
+}
+
+fn describe(session: &Session) -> Json {
+    json!({ "token": token(session.key()), "id": own_id(session.id()) })
 }
 
 fn describe_id(session: &Session) -> Json {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json};
 
 use super::listening::Callback;
+use super::request::{BrowserIds, SessionData};
 
 /// Operations that a store may leave out.
 pub(crate) const OPTIONAL: [&str; 4] =
@@ -30,6 +31,8 @@ pub(crate) struct Trace {
 pub(crate) struct Config {
     pub clock: f64,
     pub container: Settings,
+    pub browser_id_manager: Option<BrowserIds>,
+    pub session_data_manager: Option<SessionData>,
 }
 
 /// How the container is set up.

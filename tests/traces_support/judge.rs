@@ -21,12 +21,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use cookie::Cookie;
 use serde_json::{Map, Value as Json, json};
 
 use super::adapter::{Adapter, Engine, Mode};
 use super::connection::OWN_ID;
 use super::format::{Choice, Event, Expectation, Notification, OPTIONAL, Step, Trace, Wanted};
+use super::request::{OWN_BID, each_text};
 use super::steps::{Answer, Failure, observation};
+
+/// In front of the numbers that the trace gives to ids that are made.
+const BID: &str = "<bid:";
 
 /// A trace that has passed.
 pub(crate) struct Played {
@@ -65,7 +70,7 @@ pub(crate) fn play(trace: &Trace, engine: Engine, mode: Mode) -> Result<Played, 
             optional_steps += 1;
             continue;
         }
-        let answer = adapter.step(&step.conn, &step.op, &step.args);
+        let answer = adapter.step(&step.conn, &step.op, &judge.ids.own_args(&step.args));
         let (told, aside) = adapter.told();
         let expected = match mode {
             Mode::Modern => trace.expectation(i),
@@ -178,8 +183,14 @@ impl Judge {
         let mut ids = self.ids.clone();
         let outcome = match (&choice.outcome, answer) {
             (Wanted::Error(wanted), Err(Failure::Kind(kind))) => wanted == kind,
-            (Wanted::Result(wanted), Ok(result)) if step.op == "session.values" => {
+            (Wanted::Result(wanted), Ok(result)) if has_own_order(step, wanted) => {
                 ids.equal(&in_own_order(wanted), &in_own_order(result))
+            }
+            (Wanted::Result(wanted), Ok(result)) if step.op == "response.cookies" => {
+                ids.equal(&each_text(wanted, &instant), &each_text(result, &instant))
+            }
+            (Wanted::Result(wanted), Ok(result)) if step.op == "response.set_cookie" => {
+                ids.equal(&as_sets(wanted), &as_sets(result))
             }
             (Wanted::Result(wanted), Ok(result)) => ids.equal(wanted, result),
             (Wanted::Containing(wanted), Ok(Json::Object(result))) => ids.contained(wanted, result),
@@ -230,10 +241,10 @@ impl Judge {
 
 /// Whether an end that this step causes may be told later.
 fn may_end_later(step: &Step) -> bool {
-    matches!(
-        &*step.op,
-        "container.delete" | "session.invalidate" | "container.new" | "container.new_or_existing"
-    )
+    let ends = ["container.delete", "session.invalidate"];
+    let creates = ["container.new", "container.new_or_existing"];
+    let creates_for_a_request = ["sdm.get_session_data", "request.session"];
+    [&ends[..], &creates, &creates_for_a_request].concat().contains(&&*step.op)
 }
 
 fn ends_transaction(step: &Step) -> bool {
@@ -308,6 +319,7 @@ impl Ids {
             (Json::String(recorded), Json::String(own)) if own.starts_with(OWN_ID) => {
                 recorded.starts_with('#') && self.pair(recorded, own)
             }
+            (Json::String(recorded), Json::String(own)) => self.same_text(recorded, own),
             (Json::Number(wanted), Json::Number(got)) => {
                 wanted == got
                     || (wanted.is_f64() || got.is_f64()) && wanted.as_f64() == got.as_f64()
@@ -323,7 +335,43 @@ impl Ids {
     }
 
     fn contained(&mut self, wanted: &Map<String, Json>, got: &Map<String, Json>) -> bool {
-        wanted.iter().all(|(key, wanted)| got.get(key).is_some_and(|got| self.equal(wanted, got)))
+        wanted.iter().all(|(key, wanted)| {
+            let mut keys = got.keys();
+            let own = keys.find(|own| *own == key || self.clone().same_text(key, own));
+            own.is_some_and(|own| self.same_text(key, own) && self.equal(wanted, &got[own]))
+        })
+    }
+
+    /// Whether two texts are the same but for the numbers of the ids that were made.
+    fn same_text(&mut self, recorded: &str, own: &str) -> bool {
+        let mut pieces = own.split(OWN_BID);
+        let mut rest = pieces.next().and_then(|piece| recorded.strip_prefix(piece));
+        for piece in pieces {
+            let recorded = rest.and_then(|rest| rest.strip_prefix(BID)?.split_once('>'));
+            let (Some((number, after)), Some((own, piece))) = (recorded, piece.split_once('>'))
+            else {
+                return false;
+            };
+            if !self.pair(&format!("{BID}{number}>"), &format!("{OWN_BID}{own}>")) {
+                return false;
+            }
+            rest = after.strip_prefix(piece);
+        }
+        rest == Some("")
+    }
+
+    /// Arguments with the ids that were made under their own numbers.
+    fn own_args(&self, args: &Map<String, Json>) -> Map<String, Json> {
+        let bids = || self.own.iter().filter(|(recorded, _)| recorded.starts_with(BID));
+        let own = |text: &str| {
+            bids().fold(text.to_owned(), |text, (recorded, own)| text.replace(recorded, own))
+        };
+        match bids().next() {
+            Some(_) => {
+                args.iter().map(|(name, arg)| (name.clone(), each_text(arg, &own))).collect()
+            }
+            None => args.clone(),
+        }
     }
 
     fn pair(&mut self, recorded: &str, own: &str) -> bool {
@@ -333,11 +381,47 @@ impl Ids {
     }
 }
 
+/// Whether what is listed comes in an order of our own: that of texts as another language writes them, or
+/// of keys that are hashes.
+fn has_own_order(step: &Step, wanted: &Json) -> bool {
+    let is_list = ["container.keys", "container.items", "container.values"].contains(&&*step.op);
+    let text = wanted.to_string();
+    step.op == "session.values" || is_list && (text.contains(BID) || text.contains("<good:"))
+}
+
 /// Values of a session come in the order of their texts, which two languages write differently.
 fn in_own_order(values: &Json) -> Json {
     let mut values = values.as_array().cloned().unwrap_or_default();
     values.sort_by_key(Json::to_string);
     values.into()
+}
+
+/// `Set-Cookie` headers, each as its cookie and the set of its attributes.
+fn as_sets(headers: &Json) -> Json {
+    let set = |header: &Json| {
+        let mut parts = header.as_str().unwrap_or_default().split("; ");
+        let cookie = parts.next();
+        let lower = |part: &str| match part.split_once('=') {
+            Some((name, value)) => format!("{}={}", name.to_ascii_lowercase(), instant(value)),
+            None => part.to_ascii_lowercase(),
+        };
+        let mut attributes: Vec<_> = parts.map(lower).collect();
+        attributes.sort();
+        json!([cookie, attributes])
+    };
+    headers.as_array().map_or(Json::Null, |headers| headers.iter().map(set).collect())
+}
+
+/// The instant of a date in the form of HTTP, and any other text as it is. Which day of the week that was
+/// is not compared: the original did not know.
+fn instant(text: &str) -> String {
+    let is_date = text.len() == 29 && text.ends_with(" GMT") && text.get(3..5) == Some(", ");
+    let has_blanks = [7, 11, 16].iter().all(|at| text.as_bytes().get(*at) == Some(&b' '));
+    let cookie = Cookie::parse(format!("name=value; Expires={text}"));
+    match cookie.ok().and_then(|cookie| cookie.expires_datetime()) {
+        Some(instant) if is_date && has_blanks => format!("instant {}", instant.unix_timestamp()),
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -445,6 +529,43 @@ mod tests {
         };
         assert_eq!(differs(&[new("#7"), get("#7")]), None);
         assert!(differs(&[new("#7"), get("#8")]).is_some());
+    }
+
+    #[test]
+    fn made_ids_are_matched_within_texts() {
+        let made = |n| format!("a {OWN_BID}{n}> b");
+        let mut ids = Ids::default();
+        assert!(ids.same_text("a <bid:5> b", &made(1)) && ids.same_text("a <bid:5> b", &made(1)));
+        assert!(!ids.clone().same_text("a <bid:5> b", &made(2)));
+        assert!(!ids.clone().same_text("a <bid:6> b", &made(1)));
+        assert!(ids.same_text("a <bid:6> b", &made(3)));
+        for other in ["a <bid:5> b.", "a <bid:5>", ".a <bid:5> b", "a <good:5> b", "a  b", ""] {
+            assert!(!ids.clone().same_text(other, &made(1)), "{other}");
+        }
+        let args = json!({ "path": "/<bid:6>/<bid:9>", "cookies": { "sid": "<bid:5>" } });
+        let own = ids.own_args(args.as_object().expect("an object"));
+        let own_five = json!(format!("{OWN_BID}1>"));
+        assert_eq!(
+            (&own["path"], &own["cookies"]["sid"]),
+            (&json!(format!("/{OWN_BID}3>/<bid:9>")), &own_five)
+        );
+    }
+
+    #[test]
+    fn cookies_are_compared_by_what_they_mean() {
+        let same = |a: &str, b: &str| as_sets(&json!([a])) == as_sets(&json!([b]));
+        let monday = "a=b; path=/P; secure; expires=Mon, 10 May 1971 11:59:00 GMT";
+        assert!(same(monday, "a=b; Secure; Expires=Sun, 10 May 1971 11:59:00 GMT; Path=/P"));
+        for other in [
+            "A=b; path=/P; secure; expires=Mon, 10 May 1971 11:59:00 GMT",
+            "a=b; path=/p; secure; expires=Mon, 10 May 1971 11:59:00 GMT",
+            "a=b; path=/P; expires=Mon, 10 May 1971 11:59:00 GMT",
+            "a=b; path=/P; secure; expires=Mon, 10 May 1971 11:59:01 GMT",
+            "a=b; path=/P; secure; expires=Mon, 10-May-1971 11:59:00 GMT",
+            "a=b; path=/P; secure; expires=Mon, 10 May 1971 11:59:00 GMT; HttpOnly",
+        ] {
+            assert!(!same(monday, other), "{other}");
+        }
     }
 
     #[test]

@@ -157,9 +157,10 @@ impl Listening {
     }
 }
 
-/// The text of a key: traces have no others.
+/// The text of a key. One that is no text is the hash of a token (`request.rs`), and shown as hex.
 pub(crate) fn token(key: &Key) -> String {
-    String::from_utf8(key.as_bytes().to_vec()).expect("keys were made of text")
+    let hex = || key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    String::from_utf8(key.as_bytes().to_vec()).unwrap_or_else(|_| hex())
 }
 
 /// The attributes of a session as a JSON object.

@@ -6,4 +6,5 @@ mod connection;
 pub(crate) mod format;
 pub(crate) mod judge;
 mod listening;
+mod request;
 mod steps;

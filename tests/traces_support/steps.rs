@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
-use sessile::{Error, LimitKind};
+use sessile::{Error, Key, LimitKind, Token};
 
 /// What a step came to.
 pub(crate) type Answer = Result<Json, Failure>;
@@ -38,6 +38,20 @@ impl<'a> Args<'a> {
         self.0.get(name).and_then(Json::as_str).ok_or_else(|| kind("TypeError"))
     }
 
+    pub(crate) fn text_or(self, name: &str, default: &'a str) -> Result<&'a str, Failure> {
+        if self.0.contains_key(name) { self.text(name) } else { Ok(default) }
+    }
+
+    pub(crate) fn flag_or(self, name: &str, default: bool) -> Result<bool, Failure> {
+        if self.0.contains_key(name) { self.parsed(name) } else { Ok(default) }
+    }
+
+    /// What a container files a session under: a text, or the hash of a token.
+    pub(crate) fn key(self, name: &str) -> Result<Key, Failure> {
+        let text = self.text(name)?;
+        Ok(text.parse::<Token>().map_or_else(|_| text.into(), |token| token.key()))
+    }
+
     pub(crate) fn number(self, name: &str) -> Result<f64, Failure> {
         self.0.get(name).and_then(Json::as_f64).ok_or_else(|| kind("TypeError"))
     }
@@ -58,6 +72,10 @@ impl<'a> Args<'a> {
 
     pub(crate) fn parsed<T: DeserializeOwned>(self, name: &str) -> Result<T, Failure> {
         serde_json::from_value(self.json(name)).map_err(nonsense)
+    }
+
+    pub(crate) fn parsed_or<T: DeserializeOwned + Default>(self, name: &str) -> Result<T, Failure> {
+        if self.0.contains_key(name) { self.parsed(name) } else { Ok(T::default()) }
     }
 
     pub(crate) fn all<T: DeserializeOwned>(self) -> Result<T, Failure> {
@@ -90,6 +108,7 @@ impl From<Error> for Failure {
             Error::Ended => kind("SessionGone"),
             Error::Savepoint => kind("InvalidSavepointRollback"),
             Error::Policy { .. } => kind("ValueError"),
+            Error::NoToken | Error::Token | Error::Cookie { .. } => kind("BrowserIdManagerErr"),
             // Kinds that no trace knows: never what is expected.
             other => kind(&format!("{other:?}")),
         }
