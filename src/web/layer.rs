@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::web::ids::{Ids, RequestHead};
-use crate::web::session::Visit;
+use crate::web::visit::Visit;
 use crate::{Container, Error, Store};
 
 /// Gives each request a [`Session`](crate::web::Session): a layer for any service that speaks `http`, such as a router of

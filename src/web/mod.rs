@@ -8,6 +8,7 @@
 //!
 //!   layer.rs    a tower layer: a session for each request, committed before the answer
 //!   session.rs  what its handlers work with, with csrf.rs and stored.rs
+//!   visit.rs    what becomes of it until the answer is made
 //! ```
 //!
 //! Mostly a program adds a [`SessionLayer`] and asks for a [`Session`] in its handlers. The rest is for those
@@ -63,6 +64,7 @@ mod layer;
 mod session;
 mod stored;
 mod url;
+mod visit;
 
 pub use cookie::{CookieBuilder, CookieSettings, SameSite};
 pub use data::{ByKey, RequestSessions, UnknownToken};
