@@ -75,7 +75,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The page for people. What a redirect has left for them is shown once.
+/// The page for people. What a redirect has left for them is shown once. Its forms have a token, so whoever
+/// comes for the first time gets a session here.
 async fn page(session: Session) -> Result<Html<String>, Error> {
     let flashes: Vec<String> = session.flashes().await?;
     session.add(VISITS, 1)?;
@@ -256,9 +257,9 @@ impl View {
         document(&format!(
             r#"<div role="status">{flashes}</div>
 <p>Welcome, {name}. Visits: {visits}. <a href="/">Visit again</a></p>
-<section><h2>Your cart</h2><ul id="cart">{cart}</ul>{fruit}{other}</section>
+<section><h2>Your cart</h2><ul>{cart}</ul>{fruit}{other}</section>
 <section><h2>A note for the greengrocer</h2>{note}</section>
-<section id="account"><h2>{title}</h2>{account}</section>"#,
+<section><h2>{title}</h2>{account}</section>"#,
             name = name.as_deref().unwrap_or("stranger"),
             visits = self.visits,
             fruit = form("/cart", FRUIT),
@@ -292,7 +293,7 @@ h1 { color: var(--leaf); margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 0 0 
 main { columns: 19rem; column-gap: 1rem } main > :not(section) { column-span: all; margin: 0 0 1rem }
 section { break-inside: avoid; border: 1px solid var(--line); border-radius: .75rem; padding: 1rem; margin: 0 0 1rem }
 ul { margin: 0 0 1rem; padding: 0; list-style: none } ul:empty::after { content: 'Nothing yet.' }
-li { display: flex; justify-content: space-between; align-items: center; min-height: 2rem } li button { padding: .1rem .7rem }
+li { display: flex; justify-content: space-between; align-items: center; min-height: 2.3rem } li button { padding: .1rem .7rem }
 section > form { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; margin: .5rem 0 0 }
 section > form:not(:has(label)) { display: inline-flex; margin-right: .5rem }
 label { flex: 1 1 11rem } .box { flex-basis: 100% } input:not([type=checkbox]) { display: block; width: 100% }
