@@ -4,45 +4,43 @@
 //! cargo run --example shop -- DIR [ADDR]        then open http://127.0.0.1:8080 in two tabs
 //! ```
 //!
-//! Both tabs write to one session, at the same time if they like, and nothing is lost. Three things
-//! make it so, and they are all there is to learn from this file:
+//! Both tabs write to one session, at the same time if they like, and nothing is lost. What there is to
+//! learn:
 //!
-//! - **Writes that merge.** A visit is *added* to a counter and a fruit *appended* to the cart:
-//!   neither reads what it changes, so neither can conflict. The note is written blindly: of two,
-//!   the later one stays.
-//! - **[`Store::transact_async`]** runs, commits, and on a conflict runs again on what is there by
-//!   then. It awaits the commit, so that no thread of the executor waits for a disk.
-//! - **A cookie is a claim.** It is looked up and never adopted: whoever brings a token that means
-//!   no session, because it expired, was logged out in another tab, or was made up, is a new
-//!   visitor. A login gives the session a new token, in one commit ([`Session::rotate`]): one that
-//!   somebody planted before is worth nothing, and what another tab writes meanwhile is kept.
+//! - **One line** gives every handler a [`Session`]: `.layer(SessionLayer::new(&store, &visitors))`. The
+//!   layer looks the cookie up, commits before the answer is on its way, and never adopts a token that it
+//!   has not made.
+//! - **Writes that merge.** A visit is *added* to a counter and a fruit *appended* to the cart: neither
+//!   reads what it changes, so neither can conflict. The note is written blindly: of two, the later stays.
+//! - **A login** gives the session a new token, so that one that somebody has planted is worth nothing, and
+//!   says whose it is: that makes the list of devices, and the way to log out of one or of all.
+//! - **Every form has a token** ([`Session::csrf_token`]), which [`OwnForm`] checks before a handler runs.
 //!
-//! A login also [binds](Session::bind) the session to its user, for a list of devices and for "log out
-//! everywhere", and leaves a word that the next page [shows once](Session::flash). Nobody is asked for a
-//! password: a shop of yours does that first.
-//!
-//! Reading creates nothing: a crawler leaves no session behind. The first thing worth keeping, a
-//! fruit, a note or a name, makes one, and from then on visits are counted.
+//! Nobody is asked for a password: a shop of yours does that first.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program may talk")]
+#![expect(clippy::print_stdout, reason = "a program may talk")]
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::env;
 use std::time::Duration;
 
-use axum::extract::{Form, FromRequestParts, State};
-use axum::http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE, USER_AGENT};
-use axum::http::{HeaderValue, StatusCode, request};
-use axum::response::{Html, IntoResponse, IntoResponseParts, Redirect, Response, ResponseParts};
+use axum::extract::{Form, FromRequest, Request};
+use axum::http::header::USER_AGENT;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sessile::{Attribute, Container, Error, Policy, Session, Store, Token, Transaction};
+use sessile::web::{Session, SessionLayer};
+use sessile::{Attribute, Error, Policy, SessionId, Store};
 
 const CART: Attribute<Vec<String>> = Attribute::new("cart");
 const NOTE: Attribute<String> = Attribute::new("note");
 const VISITS: Attribute<u64> = Attribute::new("visits");
+
+const CART_MAX: usize = 1_000;
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -55,118 +53,39 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let store = Store::open(dir)?;
     let visitors = store.container_with("visitors", Policy::new().timeout_mins(20))?;
-    let app = Router::new()
+    let shop = Router::new()
         .route("/", get(page))
         .route("/session", get(session))
         .route("/cart", post(fill_cart))
         .route("/note", post(write_note))
         .route("/login", post(login))
         .route("/logout", post(logout))
+        .route("/logout-device", post(logout_device))
         .route("/logout-everywhere", post(logout_everywhere))
-        .with_state(Shop { store: store.clone(), visitors });
+        // The cookie is `__Host-session`, and `Secure`: it wants TLS. There is none here, and it works all
+        // the same, because Chromium and Firefox trust what comes from the machine they run on. For
+        // browsers that do not, such as Safari, there is `CookieSettings::builder().secure(false)`.
+        .layer(SessionLayer::new(&store, &visitors));
 
     let listener = tokio::net::TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?); // a whole line is flushed at once
     let interrupt = async { tokio::signal::ctrl_c().await.expect("ctrl-c can be waited for") };
-    axum::serve(listener, app).with_graceful_shutdown(interrupt).await?;
+    axum::serve(listener, shop).with_graceful_shutdown(interrupt).await?;
     store.close()?;
     Ok(())
 }
 
-#[derive(Clone)]
-struct Shop {
-    store: Store,
-    visitors: Container,
+/// The page for people. What a redirect has left for them is shown once. Its forms have a token, so whoever
+/// comes for the first time gets a session here.
+async fn page(session: Session) -> Result<Html<String>, Error> {
+    let flashes: Vec<String> = session.flashes().await?;
+    session.add(VISITS, 1)?;
+    Ok(Html(View::of(&session).await?.html(&flashes)))
 }
 
-impl Shop {
-    /// More patient than the store, which makes four attempts at once: a login rests on what other
-    /// tabs may be writing all the while.
-    async fn transact<T>(
-        &self,
-        work: impl Fn(&Transaction) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        for pause_ms in [2, 4, 8, 16, 32] {
-            match self.store.transact_async(&work).await {
-                Err(Error::Conflict(_)) => {
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-                }
-                done => return done.map(|report| report.value),
-            }
-        }
-        Ok(self.store.transact_async(&work).await?.value)
-    }
-
-    /// The session that a visitor's cookie means, if it means one.
-    fn find(&self, txn: &Transaction, visitor: &Visitor) -> Result<Option<Session>, Error> {
-        match &visitor.token {
-            Some(token) => txn.get(&self.visitors, token),
-            None => Ok(None),
-        }
-    }
-
-    /// What is in a session, and where else its user is logged in.
-    fn view(&self, txn: &Transaction, session: &Session) -> Result<View, Error> {
-        let name = session.principal()?;
-        let devices = match &name {
-            Some(name) => txn.sessions_of(&self.visitors, name)?,
-            None => Vec::new(),
-        };
-        Ok(View {
-            name,
-            devices: devices.into_iter().map(|device| device.note).collect(),
-            visits: session.get(VISITS)?.unwrap_or_default(),
-            cart: session.get(CART)?.unwrap_or_default(),
-            note: session.get(NOTE)?,
-            flashes: Vec::new(),
-        })
-    }
-
-    /// Writes to the visitor's session, or to a new one if there is none.
-    async fn write(
-        &self,
-        visitor: &Visitor,
-        work: impl Fn(&Session) -> Result<(), Error>,
-    ) -> Result<(Cookie, Redirect), Trouble> {
-        let cookie = self.transact(|txn| {
-            if let Some(session) = self.find(txn, visitor)? {
-                work(&session)?;
-                return Ok(Cookie::Keep);
-            }
-            let token = Token::random()?;
-            work(&txn.create(&self.visitors, &token)?)?;
-            Ok(Cookie::Set(token))
-        });
-        Ok((cookie.await?, Redirect::to("/")))
-    }
-}
-
-/// The page for people. Those who have a session get their visit counted.
-async fn page(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-) -> Result<(Cookie, Html<String>), Trouble> {
-    let view = shop.transact(|txn| {
-        let Some(session) = shop.find(txn, &visitor)? else { return Ok(None) };
-        session.add(VISITS, 1)?;
-        let flashes = session.flashes()?;
-        Ok(Some(View { flashes, ..shop.view(txn, &session)? }))
-    });
-    let view = view.await?;
-    Ok((visitor.cookie(&view), Html(view.unwrap_or_default().html())))
-}
-
-/// The session for programs, `null` if there is none. To look is not to visit.
-async fn session(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-) -> Result<(Cookie, Json<Option<View>>), Trouble> {
-    let view = shop.transact(|txn| {
-        let session = shop.find(txn, &visitor)?;
-        session.map(|session| shop.view(txn, &session)).transpose()
-    });
-    let view = view.await?;
-    Ok((visitor.cookie(&view), Json(view)))
+/// The session for programs, `null` if there is none. To look is not to visit, and creates nothing.
+async fn session(session: Session) -> Result<Json<Option<View>>, Error> {
+    Ok(Json(if session.exists()? { Some(View::of(&session).await?) } else { None }))
 }
 
 #[derive(Deserialize)]
@@ -174,13 +93,9 @@ struct Fruit {
     fruit: String,
 }
 
-async fn fill_cart(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-    Form(Fruit { fruit }): Form<Fruit>,
-) -> Result<(Cookie, Redirect), Trouble> {
-    const CART_MAX: usize = 1_000;
-    shop.write(&visitor, |session| session.append(CART, &fruit, CART_MAX)).await
+async fn fill_cart(OwnForm(session, form): OwnForm<Fruit>) -> Result<Redirect, Error> {
+    session.append(CART, form.fruit, CART_MAX)?;
+    Ok(Redirect::to("/"))
 }
 
 #[derive(Deserialize)]
@@ -188,208 +103,230 @@ struct Note {
     note: String,
 }
 
-async fn write_note(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-    Form(Note { note }): Form<Note>,
-) -> Result<(Cookie, Redirect), Trouble> {
-    shop.write(&visitor, |session| session.insert(NOTE, &note)).await
+async fn write_note(OwnForm(session, form): OwnForm<Note>) -> Result<Redirect, Error> {
+    session.insert(NOTE, form.note)?;
+    session.flash("The greengrocer will read your note.")?;
+    Ok(Redirect::to("/"))
 }
 
 #[derive(Deserialize)]
 struct Login {
     name: String,
+    /// A box that is not ticked is not sent.
+    remember: Option<String>,
 }
 
-/// The visitor becomes a user: the session goes on under a new token, and the old one is worth nothing.
 async fn login(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-    Form(Login { name }): Form<Login>,
-) -> Result<(Cookie, Redirect), Trouble> {
-    let token = shop.transact(|txn| {
-        let token = Token::random()?;
-        let session = match shop.find(txn, &visitor)? {
-            Some(session) => session.rotate(&token)?,
-            None => txn.create(&shop.visitors, &token)?,
-        };
-        session.bind(&name, &visitor.device)?;
-        session.flash("You are logged in.")?;
-        Ok(token)
-    });
-    Ok((Cookie::Set(token.await?), Redirect::to("/")))
-}
-
-async fn logout(State(shop): State<Shop>, visitor: Visitor) -> Result<(Cookie, Redirect), Trouble> {
-    if let Some(token) = &visitor.token {
-        shop.transact(|txn| txn.remove(&shop.visitors, token)).await?;
+    headers: HeaderMap,
+    OwnForm(session, form): OwnForm<Login>,
+) -> Result<Redirect, Error> {
+    session.login(&form.name, &device(&headers)).await?;
+    if form.remember.is_some() {
+        session.set_timeout(MONTH)?;
     }
-    Ok((Cookie::Remove, Redirect::to("/")))
+    session.flash("You are logged in.")?;
+    Ok(Redirect::to("/"))
 }
 
-/// Ends every session of the user, those that began a moment ago on another device too.
-async fn logout_everywhere(
-    State(shop): State<Shop>,
-    visitor: Visitor,
-) -> Result<(Cookie, Redirect), Trouble> {
-    let done = shop.transact(|txn| {
-        let Some(session) = shop.find(txn, &visitor)? else { return Ok(()) };
-        match session.principal()? {
-            Some(name) => txn.end_all_of(&shop.visitors, &name),
-            None => session.invalidate(),
+async fn logout(OwnForm(session, _): OwnForm<()>) -> Result<Redirect, Error> {
+    session.logout()?;
+    Ok(Redirect::to("/"))
+}
+
+#[derive(Deserialize)]
+struct Other {
+    device: SessionId,
+}
+
+async fn logout_device(OwnForm(session, form): OwnForm<Other>) -> Result<Redirect, Error> {
+    if session.logout_device(form.device).await? {
+        session.flash("That device is logged out.")?;
+    }
+    Ok(Redirect::to("/"))
+}
+
+async fn logout_everywhere(OwnForm(session, _): OwnForm<()>) -> Result<Redirect, Error> {
+    session.logout_everywhere().await?;
+    Ok(Redirect::to("/"))
+}
+
+/// A form that one of the shop's own pages has sent, and the session of who sent it. One that another site
+/// has made, or that is older than the last login, is refused.
+struct OwnForm<T>(Session, T);
+
+#[derive(Deserialize)]
+struct Fields<T> {
+    #[serde(default)]
+    csrf: String,
+    #[serde(flatten)]
+    rest: T,
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for OwnForm<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let session = Session::load(request.extensions()).await;
+        let session = session.map_err(IntoResponse::into_response)?;
+        let form = Form::from_request(request, state).await;
+        let Form(Fields { csrf, rest }) = form.map_err(IntoResponse::into_response)?;
+        match session.is_csrf_token(&csrf).map_err(IntoResponse::into_response)? {
+            true => Ok(OwnForm(session, rest)),
+            false => Err((StatusCode::FORBIDDEN, Html(document(OUT_OF_DATE))).into_response()),
         }
-    });
-    done.await?;
-    Ok((Cookie::Remove, Redirect::to("/")))
-}
-
-/// What the request claims about who sent it.
-struct Visitor {
-    /// Whether there was a session cookie at all, be it nonsense.
-    claims: bool,
-    token: Option<Token>,
-    /// What the browser calls itself, for people to tell their devices apart.
-    device: String,
-}
-
-impl<S: Sync> FromRequestParts<S> for Visitor {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Self, Infallible> {
-        let cookies = parts.headers.get_all(COOKIE).iter();
-        let values: Vec<&str> = cookies
-            .filter_map(|header| header.to_str().ok())
-            .flat_map(|header| header.split(';'))
-            .filter_map(|cookie| cookie.trim().strip_prefix("session="))
-            .collect();
-        let token = values.iter().find_map(|value| value.parse().ok());
-        let agent = parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
-        let device = agent.unwrap_or("a device").chars().take(100).collect();
-        Ok(Visitor { claims: !values.is_empty(), token, device })
     }
 }
 
-impl Visitor {
-    /// A claim that turned out to mean nothing is taken away without a fuss.
-    fn cookie(&self, found: &Option<View>) -> Cookie {
-        if self.claims && found.is_none() { Cookie::Remove } else { Cookie::Keep }
-    }
+/// What a browser calls itself, in two words: people tell their devices apart by it.
+fn device(headers: &HeaderMap) -> String {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    // Each of them says that it is all those below it, too.
+    let first = |names: &[&'static str]| names.iter().copied().find(|name| agent.contains(name));
+    let browser = first(&["Firefox", "Edg", "Chrome", "Safari"]).unwrap_or("A browser");
+    let system = first(&["Android", "iPhone", "iPad", "Windows", "Mac", "Linux"]);
+    format!("{browser} on {}", system.unwrap_or("some device"))
 }
 
-/// What becomes of the visitor's cookie. Behind TLS, add `Secure`.
-enum Cookie {
-    Keep,
-    Set(Token),
-    Remove,
-}
-
-impl IntoResponseParts for Cookie {
-    type Error = Infallible;
-
-    fn into_response_parts(self, mut response: ResponseParts) -> Result<ResponseParts, Infallible> {
-        const ATTRIBUTES: &str = "HttpOnly; SameSite=Lax; Path=/";
-        let cookie = match self {
-            Cookie::Keep => None,
-            Cookie::Set(token) => Some(format!("session={}; {ATTRIBUTES}", token.expose())),
-            Cookie::Remove => Some(format!("session=; {ATTRIBUTES}; Max-Age=0")),
-        };
-        let headers = response.headers_mut();
-        if let Some(cookie) = cookie {
-            let cookie = cookie.try_into().expect("base64url is plain ASCII");
-            headers.insert(SET_COOKIE, cookie);
-        }
-        // It was made for one visitor.
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        Ok(response)
-    }
-}
-
-/// What visitors are told when the store cannot do what they asked: not much.
-struct Trouble(Error);
-
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        Trouble(error)
-    }
-}
-
-impl IntoResponse for Trouble {
-    fn into_response(self) -> Response {
-        let (status, text) = match &self.0 {
-            Error::Busy { .. } | Error::Conflict(_) | Error::Ended => {
-                (StatusCode::SERVICE_UNAVAILABLE, "We are very busy. Please try again.")
-            }
-            Error::Limit { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "That is more than we keep."),
-            _ => (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong."),
-        };
-        eprintln!("{status}: {}", self.0); // holds no token and no value
-        (status, text).into_response()
-    }
-}
-
-/// What a session holds.
-#[derive(Default, Serialize)]
+/// What a session holds, and where else its user is logged in.
+#[derive(Serialize)]
 struct View {
     name: Option<String>,
-    devices: Vec<String>,
+    devices: Vec<Device>,
     visits: u64,
     cart: Vec<String>,
     note: Option<String>,
-    /// What is shown once, and by the page only.
-    #[serde(skip)]
-    flashes: Vec<String>,
+    csrf: String,
+}
+
+#[derive(Serialize)]
+struct Device {
+    id: SessionId,
+    name: String,
+    is_here: bool,
 }
 
 impl View {
-    fn html(&self) -> String {
-        let name = escape(self.name.as_deref().unwrap_or("stranger"));
+    async fn of(session: &Session) -> Result<Self, Error> {
+        let here = session.id()?;
+        let devices = session.devices().await?.into_iter().map(|device| Device {
+            id: device.id,
+            name: device.note,
+            is_here: here == Some(device.id),
+        });
+        Ok(View {
+            name: session.principal()?,
+            devices: devices.collect(),
+            visits: session.get(VISITS)?.unwrap_or_default(),
+            cart: session.get(CART)?.unwrap_or_default(),
+            note: session.get(NOTE)?,
+            csrf: session.csrf_token()?,
+        })
+    }
+}
+
+// From here on it is HTML, and nothing about sessions but the hidden field of the forms.
+
+impl View {
+    fn html(&self, flashes: &[String]) -> String {
+        let form = |action: &str, fields: &str| form(action, &self.csrf, fields);
         let note = escape(self.note.as_deref().unwrap_or_default());
-        let visits = self.visits;
-        let flashes: String =
-            self.flashes.iter().map(|flash| format!("<p><b>{}</b></p>", escape(flash))).collect();
-        let devices: String =
-            self.devices.iter().map(|device| format!("<li>{}</li>", escape(device))).collect();
+        let name = self.name.as_deref().map(escape);
         let mut counts = BTreeMap::<_, usize>::new();
-        for fruit in &self.cart {
-            *counts.entry(fruit).or_default() += 1;
-        }
-        let cart: String = counts
-            .iter()
-            .map(|(fruit, count)| format!("<li>{count} × {}</li>", escape(fruit)))
-            .collect();
-        format!(
-            r#"<!doctype html>
+        self.cart.iter().for_each(|fruit| *counts.entry(fruit).or_default() += 1);
+
+        let flashes = each(flashes, |flash| format!("<p>{}</p>", escape(flash)));
+        let cart = each(counts, |(fruit, count)| format!("<li>{count} × {}</li>", escape(fruit)));
+        let devices = each(&self.devices, |Device { id, name, is_here }| {
+            let name = escape(name);
+            let end = format!(
+                r#"<button name="device" value="{id}" aria-label="Log out {name}">Log out</button>"#
+            );
+            let end =
+                if *is_here { "<i>this one</i>".into() } else { form("/logout-device", &end) };
+            format!("<li>{name} {end}</li>")
+        });
+        let account = match &name {
+            None => form("/login", LOGIN),
+            Some(_) => [
+                format!("<ul>{devices}</ul>"),
+                form("/logout", "<button>Log out</button>"),
+                form("/logout-everywhere", "<button>Log out everywhere</button>"),
+            ]
+            .concat(),
+        };
+        document(&format!(
+            r#"<div role="status">{flashes}</div>
+<p>Welcome, {name}. Visits: {visits}. <a href="/">Visit again</a></p>
+<section><h2>Your cart</h2><ul>{cart}</ul>{fruit}{other}</section>
+<section><h2>A note for the greengrocer</h2>{note}</section>
+<section><h2>{title}</h2>{account}</section>"#,
+            name = name.as_deref().unwrap_or("stranger"),
+            visits = self.visits,
+            fruit = form("/cart", FRUIT),
+            other = form("/cart", OTHER_FRUIT),
+            note = form("/note", &NOTE_FIELD.replace("{note}", &note)),
+            title = if name.is_some() { "Your devices" } else { "Your account" },
+        ))
+    }
+}
+
+const FRUIT: &str = r#"<button name="fruit" value="apple">Add an apple</button>
+<button name="fruit" value="pear">Add a pear</button>"#;
+
+const OTHER_FRUIT: &str = r#"<label>Another fruit <input name="fruit" maxlength="100" required></label>
+<button>Add</button>"#;
+
+const NOTE_FIELD: &str = r#"<label>Your note <input name="note" value="{note}" maxlength="1000"></label>
+<button>Save</button>"#;
+
+const LOGIN: &str = r#"<label>Your name <input name="name" maxlength="100" autocomplete="username" required></label>
+<label class="box"><input type="checkbox" name="remember"> Remember me for a month</label>
+<button>Log in</button>"#;
+
+const OUT_OF_DATE: &str = r#"<p>That page was out of date: perhaps you have logged in or out in another tab.
+Nothing was changed. <a href="/">Go on from here</a></p>"#;
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --leaf: light-dark(#23692f, #8fd19a); --line: light-dark(#d5d9d2, #41473f) }
+body { font: 1.05rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 0 auto; padding: 1rem }
+h1 { color: var(--leaf); margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 0 0 .5rem } a { color: var(--leaf) }
+main { columns: 19rem; column-gap: 1rem } main > :not(section) { column-span: all; margin: 0 0 1rem }
+section { break-inside: avoid; border: 1px solid var(--line); border-radius: .75rem; padding: 1rem; margin: 0 0 1rem }
+ul { margin: 0 0 1rem; padding: 0; list-style: none } ul:empty::after { content: 'Nothing yet.' }
+li { display: flex; justify-content: space-between; align-items: center; min-height: 2.3rem } li button { padding: .1rem .7rem }
+section > form { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; margin: .5rem 0 0 }
+section > form:not(:has(label)) { display: inline-flex; margin-right: .5rem }
+label { flex: 1 1 11rem } .box { flex-basis: 100% } input:not([type=checkbox]) { display: block; width: 100% }
+input, button { font: inherit; box-sizing: border-box; padding: .4rem .7rem; border: 1px solid var(--line); border-radius: .4rem }
+button { background: var(--leaf); color: Canvas; border-color: var(--leaf); cursor: pointer }
+[role=status]:empty { display: none }
+[role=status] p { margin: 0; padding: .5rem 1rem; border-left: .3rem solid var(--leaf); background: light-dark(#e9f4ea, #203023) }
+";
+
+fn document(main: &str) -> String {
+    format!(
+        r#"<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>The fruit shop</title>
-<style>body {{ font: 1.1em/1.6 sans-serif; max-width: 30em; margin: 2em auto; padding: 0 1em }}</style>
+<style>{STYLE}</style>
 <h1>The fruit shop</h1>
-{flashes}<p>Welcome, {name}. Visits: {visits}. <a href="/">Visit again</a></p>
-<h2>Your cart</h2>
-<ul>{cart}</ul>
-<form method="post" action="/cart">
-  <button name="fruit" value="apple">Add an apple</button>
-  <button name="fruit" value="pear">Add a pear</button>
-</form>
-<form method="post" action="/cart">
-  <input name="fruit" placeholder="Another fruit" maxlength="100" required> <button>Add</button>
-</form>
-<h2>A note for the greengrocer</h2>
-<form method="post" action="/note">
-  <input name="note" value="{note}" maxlength="1000"> <button>Write</button>
-</form>
-<h2>Your account</h2>
-<ul>{devices}</ul>
-<form method="post" action="/login">
-  <input name="name" placeholder="Your name" maxlength="100" required> <button>Log in</button>
-</form>
-<form method="post" action="/logout"><button>Log out and forget me</button></form>
-<form method="post" action="/logout-everywhere"><button>Log out everywhere</button></form>
+<main>{main}</main>
 </html>
 "#
-        )
-    }
+    )
+}
+
+/// A form with the token that [`OwnForm`] looks for.
+fn form(action: &str, csrf: &str, fields: &str) -> String {
+    format!(
+        r#"<form method="post" action="{action}"><input type="hidden" name="csrf" value="{csrf}">{fields}</form>"#
+    )
+}
+
+fn each<T>(items: impl IntoIterator<Item = T>, line: impl Fn(T) -> String) -> String {
+    items.into_iter().map(line).collect()
 }
 
 /// Text that a browser shows as it is, between tags and within quotes.

@@ -18,7 +18,7 @@ use sessile::web::{
     Conflicts, CookieSettings, Failures, Ids, Namespace, Session, SessionData, SessionLayer, Stored,
 };
 use sessile::{
-    Container, EndReason, Error, Event, ManualClock, Options, Policy, Rule, Store, Time,
+    Container, EndReason, Error, Event, ManualClock, Options, Policy, Rule, SessionId, Store, Time,
 };
 use tokio::sync::Barrier;
 use tower_layer::Layer;
@@ -520,6 +520,12 @@ async fn all_sessions_of_a_user_end_together() {
                 let first = s.devices().await?[0].id;
                 Ok::<_, Error>(s.logout_device(first).await?.to_string())
             }),
+        )
+        .route(
+            "/end/{device}",
+            get(async |s: Session, Path(device): Path<SessionId>| {
+                s.logout_device(device).await.map(|ended| ended.to_string())
+            }),
         );
     let app = app.layer(site.layer());
     let mut devices: Vec<_> = (0..4).map(|_| Browser::new(&app)).collect();
@@ -536,15 +542,17 @@ async fn all_sessions_of_a_user_end_together() {
     assert_eq!(devices[3].get("/end-first").await.text, "true");
     assert_eq!(devices[0].get("/whoami").await.text, "");
     assert_eq!(devices[3].get("/devices").await.text, "there,there,here");
-    // Nobody ends what is somebody else's.
+    // Nobody ends what is somebody else's, whom they can name as a form would.
     let theirs = site.store.begin().unwrap().sessions_of(&site.visitors, "eve").unwrap()[0].id;
-    let foreign = Router::new().route(
-        "/",
-        get(async move |s: Session| Ok::<_, Error>(s.logout_device(theirs).await?.to_string())),
-    );
-    let mut device = site.browser(foreign);
-    device.cookies = devices[3].cookies.clone();
-    assert_eq!(device.get("/").await.text, "false");
+    let end = format!("/end/{theirs}");
+    assert_eq!(devices[3].get(&end).await.text, "false");
+    assert_eq!(eve.get(&end).await.text, "true");
+    let digits = theirs.to_string();
+    for none in ["0", &digits[1..], &format!("0{digits}"), &format!("+{}", &digits[1..]), "x"] {
+        let page = eve.get(&format!("/end/{none}")).await;
+        assert_eq!(page.status, StatusCode::BAD_REQUEST, "{none}");
+    }
+    eve.get("/login/eve").await;
 
     devices[1].get("/logout-others").await;
     let mut who = Vec::new();

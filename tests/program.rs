@@ -9,9 +9,9 @@
 //!   sharer 1 ---+--> one session       visit, add a fruit
 //!   sharer 2 --/                       ...
 //!
-//!   guest ------\                      add a fruit    log in      log out
-//!                +--> many sessions                     ||           ||       || races with
-//!   second tab -/                                  add, visit     add, visit
+//!   guest ------\                      visit, add a fruit    log in      log out
+//!                +--> many sessions                           ||           ||     || races with
+//!   second tab -/                                        add, visit     add, visit
 //! ```
 //!
 //! A request is *acknowledged* when the last byte of its answer has arrived. Its change must be
@@ -29,20 +29,18 @@
 mod example;
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/shop.rs"]
+mod shop;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::Duration;
 
 use http::{Client, Response};
 use sessile::{Policy, Store, Token};
+use shop::{COOKIE, PATIENCE, Shop};
 
 const ROUNDS: usize = 4;
 const SHARERS: usize = 4;
@@ -51,9 +49,6 @@ const GUESTS: usize = 2;
 /// After how many acknowledged requests the program dies. Sharers spend a third of theirs on fruit,
 /// so that no cart ever reaches the shop's limit of 1,000.
 const ACKNOWLEDGED: usize = 600;
-
-/// How long to wait for the program or its answers before something must be wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn what_was_acknowledged_survives_kills() {
@@ -65,7 +60,7 @@ fn what_was_acknowledged_survives_kills() {
     for round in 1..=ROUNDS {
         let shop = Shop::start(dir.path());
         let seen = recall(&shop, &mut shared, &mut lives);
-        let load = shop.kill_under_load(round, &shared.cookie);
+        let load = shop.kill_under_load(round, &shared);
         for share in load.shares {
             shared.learn(share);
         }
@@ -111,35 +106,83 @@ fn a_cookie_that_means_no_session_is_never_adopted() {
     let dir = tempfile::tempdir().unwrap();
     let shop = Shop::start(dir.path());
     let mut client = Client::new(shop.addr);
+    // A token for forms, of somebody else's session.
+    let other = begin(&mut client);
+    let csrf = &*View::of(&mut client, &other).unwrap().csrf;
 
     let planted = Token::random().unwrap().expose();
     let almost = format!("{}=", &planted);
     let long = "A".repeat(4_000);
     for cookie in [&*planted, "", "guest", "\"", "../../etc/passwd", &almost, &long, &planted[1..]]
     {
-        let header = format!("other=1; session={cookie}; session_id={planted}");
-        // Looking makes no session, and takes the cookie away.
-        for path in ["/", "/session"] {
-            let response = client.send("GET", path, &header, &[]).unwrap();
-            assert_eq!(
-                (response.status, response.cookie("session")),
-                (200, Some("")),
-                "{cookie:?}"
-            );
+        let header = format!("other=1; {COOKIE}={cookie}; session_id={planted}");
+        // What could be a token is taken away, and nonsense does not get in the way.
+        let away = (cookie == planted).then_some("");
+        // Looking makes no session.
+        let response = client.send("GET", "/session", &header, &[]).unwrap();
+        assert_eq!((response.status, response.cookie(COOKIE)), (200, away), "{cookie:?}");
+        // Nor does a form that the shop has not given to this visitor.
+        for (path, field) in FORMS {
+            let form = [(*field, NOBODYS), ("csrf", csrf)];
+            let response = client.send("POST", path, &header, &form).unwrap();
+            assert_eq!((response.status, response.cookie(COOKIE)), (403, away), "{path}");
         }
-        // Whatever makes one makes it under a token of the shop's own.
-        for (path, field) in [("/cart", "fruit"), ("/note", "note"), ("/login", "name")] {
-            let response = client.send("POST", path, &header, &[(field, "x")]).unwrap();
-            let given = response.cookie("session").expect("a new visitor gets a token").to_owned();
-            assert_eq!((response.status, given.len()), (303, 43));
-            assert_ne!(given, cookie);
-            assert!(View::of(&mut client, &given).is_some());
-        }
-        assert_eq!(client.send("POST", "/logout", &header, &[]).unwrap().status, 303);
+        // The page makes one, under a token of the shop's own.
+        let response = client.send("GET", "/", &header, &[]).unwrap();
+        let given = response.cookie(COOKIE).expect("a new visitor gets a token").to_owned();
+        assert_eq!((response.status, given.len()), (200, 43));
+        assert_ne!(given, cookie);
+        assert!(View::of(&mut client, &given).is_some());
         assert_eq!(View::of(&mut client, cookie), None, "{cookie:?} was adopted");
     }
     // A visitor without a cookie who only looks gets none.
-    assert_eq!(client.send("GET", "/", "", &[]).unwrap().cookie("session"), None);
+    assert_eq!(client.send("GET", "/session", "", &[]).unwrap().cookie(COOKIE), None);
+}
+
+/// The id of no session, which is good for every field.
+const NOBODYS: &str = "00000000000000000000000000000000";
+
+/// Every form of the shop, with a field that it has.
+const FORMS: &[(&str, &str)] = &[
+    ("/cart", "fruit"),
+    ("/note", "note"),
+    ("/login", "name"),
+    ("/logout", "no"),
+    ("/logout-device", "device"),
+    ("/logout-everywhere", "no"),
+];
+
+#[test]
+fn a_form_of_another_site_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::start(dir.path());
+    let mut client = Client::new(shop.addr);
+    let [ada, ada_too, eve] = [(); 3].map(|()| begin(&mut client));
+    let [ada, _] = [ada, ada_too].map(|guest| login(&mut client, &guest, &[("name", "ada")]));
+    let before = View::of(&mut client, &ada).unwrap();
+    assert_eq!(before.devices.len(), 2);
+
+    let header = format!("{COOKIE}={ada}");
+    let theirs = View::of(&mut client, &eve).unwrap().csrf;
+    let device = before.devices.iter().find(|device| !device.is_here).unwrap().id.clone();
+    for (path, field) in FORMS {
+        let value = if *field == "device" { &*device } else { NOBODYS };
+        let forms = [vec![(*field, value)], vec![(*field, value), ("csrf", &*theirs)]];
+        for form in forms {
+            let response = client.send("POST", path, &header, &form).unwrap();
+            assert_eq!((response.status, response.cookie(COOKIE)), (403, None), "{path}");
+        }
+    }
+    let View { csrf, .. } = &before;
+    let after = View::of(&mut client, &ada).unwrap();
+    assert_eq!(View { csrf: csrf.clone(), ..after }, before);
+    // The pages have the token that makes the difference, in every form.
+    for cookie in [&ada, &eve] {
+        let page = client.send("GET", "/", &format!("{COOKIE}={cookie}"), &[]).unwrap().body;
+        let count = |what: &str| page.matches(what).count();
+        assert!(count("<form") >= 4);
+        assert_eq!(count("<form"), count(r#"<input type="hidden" name="csrf""#));
+    }
 }
 
 #[test]
@@ -149,39 +192,47 @@ fn a_login_is_safe_from_fixation() {
     let (mut attacker, mut victim) = (Client::new(shop.addr), Client::new(shop.addr));
 
     // The attacker has a session of the shop's own and gets the victim to use its token.
-    let response = attacker.send("POST", "/cart", "", &[("fruit", "lemon")]).unwrap();
+    let response = attacker.send("GET", "/", "", &[]).unwrap();
     let attributes = response.header("set-cookie").unwrap().split_once("; ").unwrap().1;
-    assert_eq!(attributes, "HttpOnly; SameSite=Lax; Path=/");
+    assert_eq!(attributes, "HttpOnly; SameSite=Lax; Secure; Path=/");
     assert_eq!(response.header("cache-control"), Some("no-store"));
-    let planted = response.cookie("session").unwrap().to_owned();
-    let header = format!("session={planted}");
+    let planted = response.cookie(COOKIE).unwrap().to_owned();
+    assert_eq!(post(&mut attacker, "/cart", &planted, &[("fruit", "lemon")]).status, 303);
+    let stale = View::of(&mut attacker, &planted).unwrap().csrf;
+    let header = format!("{COOKIE}={planted}");
     assert_eq!(victim.send("GET", "/", &header, &[]).unwrap().status, 200);
-    let response = victim.send("POST", "/login", &header, &[("name", "<Ada> & \"co\"")]).unwrap();
-    let token = response.cookie("session").unwrap().to_owned();
+    let token = login(&mut victim, &planted, &[("name", "<Ada> & \"co\"")]);
 
     assert_ne!(token, planted);
     assert_eq!(View::of(&mut attacker, &planted), None, "the planted token still opens a session");
     let view = View::of(&mut victim, &token).unwrap();
     assert_eq!(
         (view.cart, view.visits),
-        (vec!["lemon".to_owned()], 1),
+        (vec!["lemon".to_owned()], 2),
         "the cart was not carried over"
     );
-    let page = victim.send("GET", "/", &format!("session={token}"), &[]).unwrap();
+    let page = victim.send("GET", "/", &format!("{COOKIE}={token}"), &[]).unwrap();
     assert!(page.body.contains("Welcome, &lt;Ada&gt; &amp; &quot;co&quot;."));
-    // What the attacker does with the old token is done by a new visitor.
-    let response = attacker.send("POST", "/cart", &header, &[("fruit", "lime")]).unwrap();
-    assert_ne!(response.cookie("session"), Some(&*planted));
+    // What the attacker does with the old token is refused, or done by a new visitor.
+    let form = [("fruit", "lime"), ("csrf", &*stale)];
+    assert_eq!(attacker.send("POST", "/cart", &header, &form).unwrap().status, 403);
+    let response = attacker.send("GET", "/", &header, &[]).unwrap();
+    let given = response.cookie(COOKIE).expect("a new visitor gets a token");
+    assert!(given != planted && given != token);
     assert_eq!(View::of(&mut victim, &token).unwrap().cart, ["lemon"]);
 
     // A logout in one tab is a quiet farewell in the other.
-    let header = format!("session={token}");
-    assert_eq!(victim.send("POST", "/logout", &header, &[]).unwrap().cookie("session"), Some(""));
-    for (method, path) in [("GET", "/"), ("GET", "/session"), ("POST", "/logout")] {
-        let response = victim.send(method, path, &header, &[]).unwrap();
-        assert!(response.status < 400);
-        assert_eq!(response.cookie("session"), Some(""));
-    }
+    let csrf = View::of(&mut victim, &token).unwrap().csrf;
+    assert_eq!(post(&mut victim, "/logout", &token, &[]).cookie(COOKIE), Some(""));
+    let header = format!("{COOKIE}={token}");
+    let mut look = |method: &str, path: &str, form: &[(&str, &str)]| {
+        let response = victim.send(method, path, &header, form).unwrap();
+        (response.status, response.cookie(COOKIE).unwrap().to_owned())
+    };
+    assert_eq!(look("GET", "/session", &[]), (200, String::new()));
+    assert_eq!(look("POST", "/logout", &[("csrf", &csrf)]), (403, String::new()));
+    let (status, given) = look("GET", "/", &[]);
+    assert!(status == 200 && given.len() == 43 && given != token);
 }
 
 #[test]
@@ -189,24 +240,72 @@ fn a_logout_everywhere_ends_the_sessions_of_one_user() {
     let dir = tempfile::tempdir().unwrap();
     let shop = Shop::start(dir.path());
     let mut client = Client::new(shop.addr);
-    let mut login = |name: &str| {
-        let response = client.send("POST", "/login", "", &[("name", name)]).unwrap();
-        response.cookie("session").expect("a login gives a token").to_owned()
-    };
-    let [phone, laptop, other] = ["ada", "ada", "grace"].map(&mut login);
-    assert_eq!(View::of(&mut client, &phone).unwrap().devices.len(), 2);
+    let [phone, laptop, tablet, other] = ["ada", "ada", "ada", "grace"].map(|name| {
+        let guest = begin(&mut client);
+        login(&mut client, &guest, &[("name", name)])
+    });
+    let devices = View::of(&mut client, &phone).unwrap().devices;
+    assert_eq!(devices.iter().map(|d| d.is_here).collect::<Vec<_>>(), [true, false, false]);
 
     // What the login has to say is said once.
-    let header = format!("session={laptop}");
+    let header = format!("{COOKIE}={laptop}");
     let mut page = || client.send("GET", "/", &header, &[]).unwrap().body;
     assert_eq!([page(), page()].map(|page| page.contains("You are logged in.")), [true, false]);
 
-    let response = client.send("POST", "/logout-everywhere", &header, &[]).unwrap();
-    assert_eq!(response.cookie("session"), Some(""));
-    assert_eq!(
-        [&phone, &laptop, &other].map(|cookie| View::of(&mut client, cookie).is_some()),
-        [false, false, true]
-    );
+    let are_in = |client: &mut Client| {
+        [&phone, &laptop, &tablet, &other].map(|cookie| View::of(client, cookie).is_some())
+    };
+    // Nobody ends a device of somebody else's.
+    let end = [("device", &*devices[2].id)];
+    assert_eq!(post(&mut client, "/logout-device", &other, &end).status, 303);
+    assert_eq!(are_in(&mut client), [true, true, true, true]);
+    assert_eq!(post(&mut client, "/logout-device", &laptop, &end).status, 303);
+    assert_eq!(are_in(&mut client), [true, true, false, true]);
+
+    let response = post(&mut client, "/logout-everywhere", &laptop, &[]);
+    assert_eq!(response.cookie(COOKIE), Some(""));
+    assert_eq!(are_in(&mut client), [false, false, false, true]);
+}
+
+#[test]
+fn who_wants_to_be_remembered_has_a_cookie_that_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::start(dir.path());
+    let mut client = Client::new(shop.addr);
+    for (form, lasts) in
+        [(vec![("name", "ada")], false), (vec![("name", "ada"), ("remember", "on")], true)]
+    {
+        let guest = begin(&mut client);
+        let response = post(&mut client, "/login", &guest, &form);
+        assert_eq!(response.header("set-cookie").unwrap().contains("Expires="), lasts);
+    }
+    drop(shop);
+    let store = Store::open(dir.path()).unwrap();
+    let txn = store.begin().unwrap();
+    let sessions = txn.sessions_of(&store.container("visitors").unwrap(), "ada").unwrap();
+    let lives = sessions
+        .iter()
+        .map(|session| (session.expires.unwrap().as_secs() - session.created.as_secs()) / 86_400);
+    assert_eq!(lives.collect::<Vec<_>>(), [0, 30]);
+}
+
+/// Visits the page as somebody new: the cookie.
+fn begin(client: &mut Client) -> String {
+    let response = client.send("GET", "/", "", &[]).unwrap();
+    response.cookie(COOKIE).expect("a new visitor gets a token").to_owned()
+}
+
+/// Sends a form that a page of the shop's has shown to this visitor.
+fn post(client: &mut Client, path: &str, cookie: &str, form: &[(&str, &str)]) -> Response {
+    let csrf = View::of(client, cookie).expect("the visitor has a session").csrf;
+    let form: Vec<_> = form.iter().copied().chain([("csrf", &*csrf)]).collect();
+    client.send("POST", path, &format!("{COOKIE}={cookie}"), &form).unwrap()
+}
+
+/// Logs a visitor in: the cookie they have then.
+fn login(client: &mut Client, cookie: &str, form: &[(&str, &str)]) -> String {
+    let response = post(client, "/login", cookie, form);
+    response.cookie(COOKIE).expect("a login gives a token").to_owned()
 }
 
 /// Asks the program for every session that the clients know of: how many changes were found again.
@@ -214,8 +313,8 @@ fn recall(shop: &Shop, shared: &mut Known, lives: &mut Lives) -> usize {
     let mut client = Client::new(shop.addr);
     let mut complaints = Vec::new();
     if shared.cookie.is_empty() {
-        let response = client.send("POST", "/cart", "", &[("fruit", "0-first-0")]).unwrap();
-        *shared = Known::created(&response, "0-first-0");
+        *shared = Known::begun(&client.send("GET", "/", "", &[]).unwrap());
+        shared.csrf = View::of(&mut client, &shared.cookie).unwrap().csrf;
     }
     let mut seen = 0;
     for cookie in &lives.gone {
@@ -246,6 +345,8 @@ fn recall(shop: &Shop, shared: &mut Known, lives: &mut Lives) -> usize {
 #[derive(Clone, Debug, Default)]
 struct Known {
     cookie: String,
+    /// What its forms have in their hidden field.
+    csrf: String,
     name: Option<String>,
     visits: usize,
     cart: BTreeSet<String>,
@@ -263,20 +364,21 @@ struct Doubt {
 /// What became of a request that writes to a session.
 enum Answer {
     Written,
-    /// The session had ended. The request made another if the cookie is not empty.
+    /// The session had ended, or had another token. The visit made another if the cookie is not empty; a
+    /// form makes none.
     Ended(String),
 }
 
 impl Known {
-    /// The session that a request without one has made by adding a fruit.
-    fn created(response: &Response, fruit: &str) -> Self {
-        let cookie = response.cookie("session").expect("a new visitor gets a token").to_owned();
-        Known { cookie, cart: [fruit.to_owned()].into(), ..Known::default() }
+    /// The session that a visit without one has made.
+    fn begun(response: &Response) -> Self {
+        let cookie = response.cookie(COOKIE).expect("a new visitor gets a token").to_owned();
+        Known { cookie, visits: 1, ..Known::default() }
     }
 
     fn visit(&mut self, browser: &mut Browser<'_>) -> Option<Answer> {
         self.doubt.visits += 1;
-        let answer = browser.answer("GET", "/", &self.cookie, &[])?;
+        let answer = browser.answer("GET", "/", self, &[])?;
         self.doubt.visits -= 1;
         self.visits += usize::from(matches!(answer, Answer::Written));
         Some(answer)
@@ -284,7 +386,7 @@ impl Known {
 
     fn add(&mut self, browser: &mut Browser<'_>, fruit: &str) -> Option<Answer> {
         self.doubt.cart.insert(fruit.to_owned());
-        let answer = browser.answer("POST", "/cart", &self.cookie, &[("fruit", fruit)])?;
+        let answer = browser.answer("POST", "/cart", self, &[("fruit", fruit)])?;
         self.doubt.cart.remove(fruit);
         if let Answer::Written = answer {
             self.cart.insert(fruit.to_owned());
@@ -294,7 +396,7 @@ impl Known {
 
     fn write(&mut self, browser: &mut Browser<'_>, note: &str) -> Option<Answer> {
         self.doubt.note = Some(note.to_owned());
-        let answer = browser.answer("POST", "/note", &self.cookie, &[("note", note)])?;
+        let answer = browser.answer("POST", "/note", self, &[("note", note)])?;
         self.doubt.note = None;
         if let Answer::Written = answer {
             self.note = Some(note.to_owned());
@@ -331,9 +433,10 @@ impl Known {
         expect(is_in_order(&view.cart), "a client's fruit are not in its order");
         let noted = view.note == self.note || (view.note == self.doubt.note && view.note.is_some());
         expect(noted, "another note");
-        let View { name, visits, note, .. } = view;
+        let View { name, visits, note, csrf, .. } = view;
         *self = Known {
             cookie: std::mem::take(&mut self.cookie),
+            csrf,
             name,
             visits,
             cart,
@@ -358,15 +461,23 @@ fn is_in_order(cart: &[String]) -> bool {
 #[derive(Debug, PartialEq, serde::Deserialize)]
 struct View {
     name: Option<String>,
-    devices: Vec<String>,
+    devices: Vec<Device>,
     visits: usize,
     cart: Vec<String>,
     note: Option<String>,
+    /// Another text each time.
+    csrf: String,
+}
+
+#[derive(Debug, PartialEq, serde::Deserialize)]
+struct Device {
+    id: String,
+    is_here: bool,
 }
 
 impl View {
     fn of(client: &mut Client, cookie: &str) -> Option<Self> {
-        let response = client.send("GET", "/session", &format!("session={cookie}"), &[]).unwrap();
+        let response = client.send("GET", "/session", &format!("{COOKIE}={cookie}"), &[]).unwrap();
         assert_eq!(response.status, 200);
         serde_json::from_str(&response.body).unwrap()
     }
@@ -411,9 +522,14 @@ impl Browser<'_> {
         cookie: &str,
         form: &[(&str, &str)],
     ) -> Option<Response> {
-        match self.client.send(method, path, &format!("session={cookie}"), form) {
+        match self.client.send(method, path, &format!("{COOKIE}={cookie}"), form) {
             Ok(response) => {
-                assert!(response.status < 400, "{method} {path}: {}", response.status);
+                let is_refused = method == "POST" && response.status == 403;
+                assert!(
+                    response.status < 400 || is_refused,
+                    "{method} {path}: {}",
+                    response.status
+                );
                 // Nobody counts any more once the program is killed.
                 let _ = self.acknowledged.send(());
                 Some(response)
@@ -427,18 +543,22 @@ impl Browser<'_> {
         }
     }
 
+    /// Sends a request of this session, with a token for forms.
     fn answer(
         &mut self,
         method: &str,
         path: &str,
-        cookie: &str,
+        Known { cookie, csrf, .. }: &Known,
         form: &[(&str, &str)],
     ) -> Option<Answer> {
-        let response = self.send(method, path, cookie, form)?;
-        Some(match response.cookie("session") {
-            None => Answer::Written,
-            Some(other) => Answer::Ended(other.to_owned()),
-        })
+        let form: Vec<_> = form.iter().copied().chain([("csrf", &**csrf)]).collect();
+        let response = self.send(method, path, cookie, &form)?;
+        let given = response.cookie(COOKIE);
+        if response.status == 403 {
+            assert!(given.is_none_or(str::is_empty), "a form that is refused begins no session");
+            return Some(Answer::Ended(String::new()));
+        }
+        Some(given.map_or(Answer::Written, |other| Answer::Ended(other.to_owned())))
     }
 
     fn look(&mut self, cookie: &str) -> Option<Option<View>> {
@@ -485,8 +605,16 @@ fn come_and_go(
 ) -> Option<()> {
     for n in 1.. {
         let fruit = format!("{round}-g{me}.{n}-0");
-        let response = browser.send("POST", "/cart", "", &[("fruit", &fruit)])?;
-        let mut guest = Known::created(&response, &fruit);
+        let mut guest = Known::begun(&browser.send("GET", "/", "", &[])?);
+        let added = browser.look(&guest.cookie).and_then(|view| {
+            guest.csrf = view.expect("a visit makes a session").csrf;
+            guest.add(browser, &fruit)
+        });
+        let Some(added) = added else {
+            lives.kept.push(guest);
+            return None;
+        };
+        assert!(matches!(added, Answer::Written), "a session is gone");
 
         let name = format!("guest {n}");
         let login = race(browser, "/login", &[("name", &name)], tab, &mut guest, lives);
@@ -494,7 +622,7 @@ fn come_and_go(
             lives.unsure.push(guest);
             return None;
         };
-        let cookie = login.cookie("session").expect("a login gives a token").to_owned();
+        let cookie = login.cookie(COOKIE).expect("a login gives a token").to_owned();
         lives.gone.push(guest.cookie);
         let mut user = Known { cookie, name: Some(name), ..guest };
         let Some(seen) = browser.look(&user.cookie) else {
@@ -529,7 +657,8 @@ fn race(
     known: &mut Known,
     lives: &mut Lives,
 ) -> Option<Response> {
-    let cookie = known.cookie.clone();
+    let (cookie, csrf) = (known.cookie.clone(), known.csrf.clone());
+    let form: Vec<_> = form.iter().copied().chain([("csrf", &*csrf)]).collect();
     let together = Barrier::new(2);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -537,28 +666,20 @@ fn race(
             together.wait();
             for n in 0..3 {
                 let fruit = format!("{fruit}{path}-{n}");
-                match known.add(tab, &fruit)? {
-                    Answer::Written => {}
-                    // Too late for this session: a new visitor, who has this fruit and nothing else.
-                    Answer::Ended(cookie) => {
-                        let cart = [fruit].into();
-                        lives.kept.push(Known { cookie, cart, ..Known::default() });
-                        break;
+                known.add(tab, &fruit)?;
+                // Too late for this session: a new visitor, who has been here once.
+                if let Answer::Ended(cookie) = known.visit(tab)? {
+                    if !cookie.is_empty() {
+                        lives.kept.push(Known { cookie, visits: 1, ..Known::default() });
                     }
+                    break;
                 }
-                known.visit(tab)?;
             }
             Some(())
         });
         together.wait();
-        browser.send("POST", path, &cookie, form)
+        browser.send("POST", path, &cookie, &form)
     })
-}
-
-/// The program. Dropping it kills it.
-struct Shop {
-    child: Child,
-    addr: SocketAddr,
 }
 
 /// What the clients know after the program was killed.
@@ -570,34 +691,8 @@ struct Load {
 }
 
 impl Shop {
-    /// Starts the program and returns when it is ready.
-    fn start(dir: &Path) -> Self {
-        let mut command = Command::new(example::built("shop"));
-        command.arg(dir).arg("127.0.0.1:0").stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut shop = Shop { child, addr: ([127, 0, 0, 1], 0).into() };
-        let (sender, ready) = mpsc::channel();
-        let line = thread::scope(|scope| {
-            scope.spawn(move || {
-                let mut line = String::new();
-                sender.send(stdout.read_line(&mut line).map(|_| line))
-            });
-            let line = ready.recv_timeout(PATIENCE);
-            if line.is_err() {
-                // The reader above ends with the program.
-                shop.stop();
-            }
-            line
-        });
-        let line = line.expect("the program is ready in time").unwrap();
-        let addr = line.trim().strip_prefix("listening on http://");
-        shop.addr = addr.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
-        shop
-    }
-
     /// Lets all clients loose and kills the program in the middle of it.
-    fn kill_under_load(mut self, round: usize, shared: &str) -> Load {
+    fn kill_under_load(mut self, round: usize, shared: &Known) -> Load {
         let fate = Fate::default();
         let (sender, acknowledged) = mpsc::channel();
         let browser = || Browser {
@@ -607,7 +702,8 @@ impl Shop {
         };
         let mut browsers: Vec<_> = (0..SHARERS + 2 * GUESTS).map(|_| browser()).collect();
         let guests = browsers.split_off(SHARERS);
-        let mut shares = vec![Known { cookie: shared.to_owned(), ..Known::default() }; SHARERS];
+        let Known { cookie, csrf, .. } = shared.clone();
+        let mut shares = vec![Known { cookie, csrf, ..Known::default() }; SHARERS];
         let mut guests_lives: Vec<_> = (0..GUESTS).map(|_| Lives::default()).collect();
         let mut pairs = guests.into_iter();
         drop(sender);
@@ -634,18 +730,5 @@ impl Shop {
         guests_lives.into_iter().for_each(|guest| lives.extend(guest));
         let acknowledged = ACKNOWLEDGED + acknowledged.try_iter().count();
         Load { shares, lives, acknowledged, in_flight: fate.in_flight.into_inner() }
-    }
-
-    /// Kills the program as hard as the system can.
-    fn stop(&mut self) {
-        // It fails where the program is dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Shop {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

@@ -5,6 +5,9 @@ use std::fmt;
 use std::iter::Sum;
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::model::attributes::{Attributes, Edits};
 use crate::model::clock::Time;
 use crate::model::policy::Policy;
@@ -50,6 +53,24 @@ impl fmt::Display for CommitId {
 }
 
 /// What tells one generation of a key from the next: 128 random bits, never reused, no secret.
+///
+/// Its text has 32 hexadecimal digits, and goes into forms and JSON as a string: a list of devices names
+/// them by it.
+///
+/// ```
+/// use serde::Deserialize;
+/// use sessile::SessionId;
+///
+/// #[derive(Deserialize)]
+/// struct LogOut {
+///     device: SessionId,
+/// }
+///
+/// let json = r#"{"device": "00000000000000000000000000c0ffee"}"#;
+/// let form: LogOut = serde_json::from_str(json)?;
+/// assert_eq!(form.device.to_string(), "00000000000000000000000000c0ffee");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub(crate) u128);
 
@@ -69,6 +90,21 @@ impl fmt::Display for SessionId {
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SessionId({self})")
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Of the one text that an id has.
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let id = SessionId::from_hex(&text).filter(|id| id.to_string() == text);
+        id.ok_or_else(|| D::Error::custom("not the id of a session: 32 hexadecimal digits"))
     }
 }
 

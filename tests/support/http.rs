@@ -1,4 +1,4 @@
-//! A browser of few words: HTTP/1.1 over one connection, forms up, `Content-Length` bodies down.
+//! A browser of few words: HTTP/1.1 over one connection, forms or JSON up, `Content-Length` bodies down.
 //!
 //! It never sends a request twice, so that a test may count them: when the connection breaks, the
 //! answer is an error, and whether the request took effect is for the test to find out. An answer
@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long a connection may be silent: far longer than any request takes.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) struct Client {
     addr: SocketAddr,
@@ -39,10 +39,21 @@ impl Client {
     ) -> io::Result<Response> {
         let fields: Vec<_> =
             form.iter().map(|(k, v)| format!("{}={}", coded(k), coded(v))).collect();
-        let body = fields.join("&");
+        let headers =
+            format!("Cookie: {cookies}\r\nContent-Type: application/x-www-form-urlencoded\r\n");
+        self.exchange(method, path, &headers, &fields.join("&"))
+    }
+
+    /// The same with a body as it is, and whole lines of headers.
+    pub(crate) fn exchange(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> io::Result<Response> {
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nCookie: {cookies}\r\nContent-Length: {}\r\n\
-             Content-Type: application/x-www-form-urlencoded\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{headers}Content-Length: {}\r\n\r\n{body}",
             self.addr,
             body.len(),
         );
@@ -86,8 +97,9 @@ impl Response {
 
     /// What the answer sets a cookie to; empty if it takes it away.
     pub(crate) fn cookie(&self, name: &str) -> Option<&str> {
-        let cookie = self.header("set-cookie")?.split(';').next()?;
-        cookie.strip_prefix(name)?.strip_prefix('=')
+        let (pair, attributes) = self.header("set-cookie")?.split_once(';')?;
+        let value = pair.strip_prefix(name)?.strip_prefix('=')?;
+        Some(if attributes.contains("Expires=Mon, 10 May 1971 ") { "" } else { value })
     }
 }
 
