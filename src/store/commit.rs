@@ -235,7 +235,7 @@ pub(crate) fn run(core: &Core, engine: &dyn Engine, queue: &Receiver<Request>) {
         core.tidy();
     }
     if committer.sync_by.is_some() {
-        committer.sync();
+        let _ = committer.sync();
     }
     drop(committer);
     if let Ok(waker) = waker {
@@ -283,7 +283,8 @@ impl Committer<'_> {
             // Asked first: requests that keep coming must not put it off.
             let left = sync_by.saturating_sub(self.core.clock.elapsed());
             if left.is_zero() {
-                self.sync();
+                // Nobody waits for it; who has seen what is lost is told.
+                let _ = self.sync();
                 continue;
             }
             match self.queue.recv_timeout(left) {
@@ -294,12 +295,17 @@ impl Committer<'_> {
         }
     }
 
-    fn sync(&mut self) {
+    /// Makes durable what is written; an error if that failed, when it is known what is.
+    fn sync(&mut self) -> Result<(), Error> {
         (self.sync_by, self.unsynced_bytes) = (None, 0);
         match caught(|| self.engine.sync()) {
-            Ok(()) => self.core.snapshots.sync(self.core.snapshots.published()),
+            Ok(()) => {
+                self.core.snapshots.sync(self.core.snapshots.published());
+                Ok(())
+            }
             Err(Failure::Refused(error) | Failure::Unknown(error)) => {
                 self.recover(&error, None);
+                Err(error)
             }
         }
     }
@@ -326,7 +332,13 @@ impl Committer<'_> {
         let Round { durability, only_ends, has_overflowed, rooms, .. } = round;
         if commits.is_empty() {
             self.rooms = rooms;
-            return self.answer(verdicts);
+            let rests_on_more = durability == Durability::Immediate && self.sync_by.is_some();
+            return match if rests_on_more { self.sync() } else { Ok(()) } {
+                Ok(()) => self.answer(verdicts),
+                Err(error) => {
+                    verdicts.into_iter().for_each(|(reply, _)| reply.send(Err(error.share())));
+                }
+            };
         }
         commits.iter().for_each(|commit| core.versions.stage(commit));
         observe::written(&commits);

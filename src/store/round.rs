@@ -195,7 +195,8 @@ impl<'a> Round<'a> {
         };
         let mut report = self.accept(outcome, kind)?;
         report.ended.append(&mut refiled);
-        if self.commits.len() > before {
+        // A transaction that finds things as it wants them to be rests on who has made them so.
+        if self.commits.len() > before || matches!(work, Work::Transaction(_)) {
             self.durability = self.durability.max(durability);
         }
         Ok(report)

@@ -305,3 +305,27 @@ fn what_is_taken_back_is_never_seen_in_part() {
     });
     assert!(looked.into_inner() > 30);
 }
+
+/// Who is told that a session is nobody's, durably, is told so for good, whoever has made it so.
+#[test]
+fn who_finds_things_as_wanted_waits_until_they_are_durable() {
+    let (place, clock) = (Place::new(), clock());
+    let store = options(&place, &clock, HOUR).open(&place.path).unwrap();
+    let shop = relaxed(&store, "shop");
+    store.transact(|txn| txn.create(&shop, "ada")?.bind("ada", "")).unwrap();
+    let unbind = |durability| {
+        let txn = store.begin().unwrap();
+        txn.set_durability(durability).unwrap();
+        txn.peek(&shop, "ada").unwrap().unwrap().unbind().unwrap();
+        txn.commit()
+    };
+    let done = |durability| written_and_synced(&place, || drop(unbind(durability).unwrap()));
+    assert_eq!(done(Durability::Relaxed), (1, 0));
+    assert_eq!(done(Durability::Relaxed), (0, 0));
+    assert_eq!(done(Durability::Immediate), (0, 1));
+    assert_eq!(done(Durability::Immediate), (0, 0), "there is nothing to be synced any more");
+
+    put(&store, &shop, "ada", 1).unwrap();
+    place.disk.breaks(Fault::on(Operation::Sync, "log-").times(1));
+    assert!(matches!(unbind(Durability::Immediate), Err(Error::Storage(_))));
+}
