@@ -473,6 +473,9 @@ async fn unknown_tokens_are_never_adopted() {
     for nonsense in ["", "guest", "'; DROP TABLE", "%00", "\"quoted\""] {
         let mut browser = site.browser(routes());
         browser.cookies.insert(COOKIE.to_owned(), nonsense.to_owned());
+        let mut looking = browser.clone();
+        looking.get("/look").await;
+        assert!(looking.cookies.is_empty(), "{nonsense:?} stays");
         let page = browser.get("/set/name/Ada").await;
         assert_eq!(page.status, StatusCode::OK);
         assert_eq!(browser.cookies[COOKIE].len(), 43);

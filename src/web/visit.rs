@@ -122,7 +122,9 @@ impl Visit {
         if *conflicts == Conflicts::LaterWins {
             txn.win_conflicts()?;
         }
-        let (mut session, mut is_void, mut is_late) = (None, false, false);
+        let (mut session, mut is_late) = (None, false);
+        // Something stands in the token's place that is none.
+        let mut is_void = token.is_none() && self.is_nonsense();
         if let Some(token) = &token {
             session = txn.peek_async(container, token).await?;
             match &session {
@@ -140,7 +142,7 @@ impl Visit {
         txn.release_snapshot()?;
         let before = txn.savepoint()?;
         let mut state = self.state();
-        if is_void && !state.is_void && !state.ended {
+        if token.is_some() && is_void && !state.is_void && !state.ended {
             store.tell(&Event::UnknownToken { container: container.name().to_owned() });
         }
         (state.is_void, state.is_late) = (is_void, is_late);
@@ -148,6 +150,11 @@ impl Visit {
         // Another handle may have been faster; then this one's look counts for nothing.
         state.open.get_or_insert(Open { txn, session, found, begun, rotated: false });
         Ok(())
+    }
+
+    fn is_nonsense(&self) -> bool {
+        let ids = &self.state().ids;
+        ids.claims() && ids.ambiguity().is_none()
     }
 
     /// Notes that the visitor is here. A cookie that lasts is sent again in time, so that it goes on to
