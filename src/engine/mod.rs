@@ -11,6 +11,7 @@
 pub(crate) mod embedded;
 pub(crate) mod memory;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -167,6 +168,8 @@ pub(crate) enum Notice {
     Damaged(Place),
     /// A container's count is not that of its sessions.
     Miscounted(ContainerId),
+    /// Others than the owner may open a file of the store, or enter its directory.
+    Exposed(PathBuf),
 }
 
 /// A place where committed sessions lie.

@@ -344,6 +344,7 @@ impl Listener for Told {
                 Event::Damaged { container: name(container), session: key.fingerprint() }
             }
             Notice::Miscounted(container) => Event::Miscounted { container: name(container) },
+            Notice::Exposed(path) => Event::Exposed { path },
         });
     }
 }
