@@ -3,6 +3,7 @@
 //! and only the owner of the sessions.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 use std::collections::BTreeMap;
 use std::error::Error as _;

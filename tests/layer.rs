@@ -2,6 +2,7 @@
 //! the wrong one. The real layer in a router of axum, without a network.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 #[path = "support/browser.rs"]
 mod browser;
