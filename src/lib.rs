@@ -124,7 +124,8 @@
 //! # The map
 //!
 //! [`docs::architecture`] is the way into the code, [`docs::format`] the bytes on disk,
-//! [`docs::design`] the questions a thoughtful reader asks, [`docs::observability`] what can be watched.
+//! [`docs::design`] the questions a thoughtful reader asks, [`docs::observability`] what can be watched,
+//! [`docs::security`] who may want a session, and what is done about it.
 //! In the source, `model` says what the words mean, `store` how things change, `engine` where they lie.
 
 mod engine;

@@ -3,6 +3,7 @@
 //! and only the owner of the sessions.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -349,6 +350,99 @@ mod processes {
             }
             assert_eq!(process.end(), "open");
         }
+    }
+
+    /// G-S12, S38: whatever the umask, and whatever somebody has done to the files meanwhile: what is made is
+    /// for the owner alone; what leads elsewhere is refused; what was opened to others stays, and is theirs
+    /// to decide who did it.
+    #[test]
+    fn who_may_come_in() {
+        const FILES: [&str; 5] = ["sessile", "lock", "sessions.redb", "log-0", "reserve"];
+        let directory = tempfile::tempdir().unwrap();
+        let is_root = fs::metadata(directory.path()).unwrap().uid() == 0;
+        let program = env::current_exe().unwrap();
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let mut cases = 0;
+        for umask in ["000", "022", "077"] {
+            let path = directory.path().join(umask);
+            let open = || Process::start(&program, &path, umask, None).end();
+            let is_private = || {
+                let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+                files.map(|file| (mode(&file), file)).for_each(|(mode, file)| {
+                    assert_eq!(mode, 0o600, "umask {umask}: {}", file.display());
+                });
+            };
+
+            // A new one, in a directory that is there and that others may write to.
+            fs::create_dir(&path).unwrap();
+            set(&path, 0o770);
+            assert_eq!(open(), "open");
+            assert_eq!(mode(&path), 0o770, "it is somebody else's");
+            is_private();
+            cases += 1;
+            // In one of its own.
+            fs::remove_dir_all(&path).unwrap();
+            assert_eq!(open(), "open");
+            assert_eq!(mode(&path), 0o700);
+            is_private();
+            cases += 1;
+
+            // What others may read stays so, and nothing that is made beside it is like it.
+            for name in FILES {
+                set(&path.join(name), 0o644);
+                assert_eq!(open(), "open");
+                assert_eq!(mode(&path.join(name)), 0o644, "umask {umask}: {name}");
+                set(&path.join(name), 0o600);
+                is_private();
+                cases += 1;
+            }
+
+            // A symbolic link in the place of a file, or of the directory.
+            let aside = directory.path().join("aside");
+            for name in FILES {
+                fs::rename(path.join(name), &aside).unwrap();
+                std::os::unix::fs::symlink(&aside, path.join(name)).unwrap();
+                let said = open();
+                assert!(said.contains("is no sessile store"), "umask {umask}: {name}: {said}");
+                fs::rename(&aside, path.join(name)).unwrap();
+                cases += 1;
+            }
+            fs::rename(&path, &aside).unwrap();
+            std::os::unix::fs::symlink(&aside, &path).unwrap();
+            let said = open();
+            assert!(said.contains("is no sessile store"), "umask {umask}: {said}");
+            fs::remove_file(&path).unwrap();
+            fs::rename(&aside, &path).unwrap();
+            cases += 1;
+
+            // A hard link is the file itself: it is as private as that.
+            fs::hard_link(path.join("sessions.redb"), &aside).unwrap();
+            assert_eq!(open(), "open");
+            assert_eq!(mode(&aside), 0o600, "umask {umask}");
+            fs::remove_file(&aside).unwrap();
+            cases += 1;
+
+            // Somebody else, whom the directory keeps out, or lets in to files that do.
+            if is_root {
+                let other = directory.path().join("program");
+                fs::copy(&program, &other).unwrap();
+                set(&other, 0o755);
+                set(directory.path(), 0o755);
+                for mode in [0o700, 0o777] {
+                    set(&path, mode);
+                    let said = Process::start(&other, &path, umask, Some(NOBODY)).end();
+                    assert!(said.contains("Permission denied"), "umask {umask}: {said}");
+                    cases += 1;
+                }
+                set(&path, 0o700);
+            }
+            assert_eq!(open(), "open");
+        }
+        println!("permissions: {cases} cases");
+        assert!(cases >= if is_root { 48 } else { 42 }, "{cases} cases");
     }
 
     /// Each is told by what the operating system says, with the path; nothing is changed or begun.

@@ -2,6 +2,7 @@
 //! the wrong one. The real layer in a router of axum, without a network.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
+#![expect(clippy::print_stdout, reason = "the test tells what it did")]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -878,6 +879,14 @@ async fn caches_are_told_by_every_accessor() {
     }
 }
 
+/// How often the crowd comes: a million times in `.ci/run`.
+fn crowd() -> usize {
+    match std::env::var("SESSILE_SIMULATION").as_deref() {
+        Ok("ci" | "record") => 1_000_000,
+        _ => 20_000,
+    }
+}
+
 /// G-S9, S33: who writes nothing costs nothing, however often.
 #[tokio::test]
 async fn a_crowd_that_only_looks_leaves_nothing() {
@@ -886,22 +895,80 @@ async fn a_crowd_that_only_looks_leaves_nothing() {
     browser.get("/login/ada").await;
     let before = site.store.stats();
     let mut anonymous = site.browser(routes());
-    for n in 0..20_000 {
+    for n in 0..crowd() {
         let path = ["/look", "/logout", "/flashes", "/whoami"][n % 4];
         let page = anonymous.get(path).await;
         assert_eq!((page.status, page.set_cookies().len()), (StatusCode::OK, 0));
     }
     let after = site.store.stats();
     assert_eq!((site.len(), after.commits, after.started), (1, before.commits, before.started));
-    // Who writes is refused at the limit; who is logged in is let be.
+    println!("{} requests of visitors who only looked, 0 records", crowd());
+}
+
+/// G-S9: nor do those who write get more than they may have, or put out who is logged in.
+#[tokio::test]
+async fn a_crowd_that_writes_gets_no_more_than_there_is_room_for() {
+    let site = Site::with(Policy::new().limit(10));
+    let mut browser = site.browser(routes());
+    browser.get("/login/ada").await;
+    let anonymous = site.browser(routes());
     let mut refused = 0;
-    for _ in 0..100 {
-        let page = site.browser(routes()).get("/add").await;
+    for _ in 0..crowd() {
+        let page = anonymous.send(Method::GET, "/add").await;
         refused += usize::from(page.status == StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(page.set_cookies().is_empty(), page.status != StatusCode::OK);
     }
-    assert_eq!((site.len(), refused), (10, 91));
+    assert_eq!((site.len(), refused), (10, crowd() - 9));
     assert_eq!(browser.get("/whoami").await.text, "ada");
+    println!("{} requests of visitors who wrote a byte, 9 records, {refused} refused", crowd());
+}
+
+/// Lists in each other, so many.
+struct Nested(u32);
+
+impl serde::Serialize for Nested {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            0 => serializer.serialize_unit(),
+            depth => serializer.collect_seq([Nested(depth - 1)]),
+        }
+    }
+}
+
+/// S34: too many attributes, too long ones, and too deep ones are refused before anything is written.
+#[tokio::test]
+async fn what_is_too_large_is_refused_before_it_is_written() {
+    async fn fill(session: Session, Path(how): Path<String>) -> Result<(), Error> {
+        match &*how {
+            "many" => (0..100_000).try_for_each(|n| session.insert(&format!("{n}"), n)),
+            "large" => session.insert("large", "x".repeat(100 << 20)),
+            "deep" => session.insert("deep", Nested(65)),
+            _ => session.insert("deeper", Nested(10_000)),
+        }
+    }
+    let site = Site::new();
+    let app = routes().route("/fill/{how}", get(fill)).route(
+        "/len",
+        get(async |session: Session| session.len().map(|attributes| attributes.to_string())),
+    );
+    let mut browser = site.browser(app.clone());
+    for known in [false, true] {
+        if known {
+            browser.get("/set/name/Ada").await;
+        }
+        let before = site.store.stats().commits;
+        for how in ["large", "deep", "deeper"] {
+            let page = browser.get(&format!("/fill/{how}")).await;
+            let seen = (page.status, page.set_cookies().len());
+            assert_eq!(seen, (StatusCode::PAYLOAD_TOO_LARGE, 0), "{how} {known}");
+        }
+        assert_eq!((site.len(), site.store.stats().commits), (u64::from(known), before));
+    }
+    // Of many the first too many is refused, and those before it are an ordinary session's.
+    let mut other = site.browser(app);
+    assert_eq!(other.get("/fill/many").await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!((&*other.get("/len").await.text, site.len()), ("1000", 2));
+    assert_eq!(browser.get("/look").await.text, "Ada");
 }
 
 /// A rule says more than the layer.

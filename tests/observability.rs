@@ -5,19 +5,29 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+#[allow(dead_code, reason = "it can do more than is asked of it here")]
+#[path = "support/browser.rs"]
+mod browser;
+
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use axum::Router;
+use axum::http::Method;
+use axum::routing::get;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use sessile::web::{Session, SessionLayer};
 use sessile::{
-    Container, Error, Key as SessionKey, ManualClock, Options, Policy, Report, Store, Time,
+    Container, Error, Key as SessionKey, ManualClock, Options, Policy, Report, Store, Time, Token,
     Transaction,
 };
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
+
+use browser::Browser;
 
 /// Stands in keys and values; whoever shows one of them shows it.
 const CANARY: &str = "CANARY-7d1f";
@@ -170,7 +180,7 @@ fn what_happens_is_shown_and_secrets_are_not() {
 
     let (store, shop, clock) = open(false);
     let ada = SessionKey::from(CANARY);
-    assert_eq!(figures.described.lock().unwrap().len(), 9);
+    assert_eq!(figures.described.lock().unwrap().len(), 10);
     seen.take();
 
     // A session is created.
@@ -300,6 +310,23 @@ fn what_happens_is_shown_and_secrets_are_not() {
     assert!(size > bytes as f64, "a backup has no log: {size} {bytes}");
     all.extend(seen.take());
 
+    // Somebody has let others read what it holds.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        stored.close().unwrap();
+        let tables = directory.path().join("store/sessions.redb");
+        std::fs::set_permissions(&tables, std::fs::Permissions::from_mode(0o644)).unwrap();
+        seen.take();
+        let stored = Options::new().open(directory.path().join("store")).unwrap();
+        let told: Vec<_> =
+            seen.take().into_iter().filter(|line| line.contains("Exposed")).collect();
+        let [line] = &told[..] else { panic!("{told:?}") };
+        assert!(line.starts_with("WARN sessile.trouble "), "{line}");
+        assert!(line.contains("sessions.redb"), "{line}");
+        drop(stored);
+    }
+
     // Nothing so far has said who it was.
     store.transact(create).unwrap();
     store
@@ -328,6 +355,22 @@ fn what_happens_is_shown_and_secrets_are_not() {
     let names = figures.numbers.lock().unwrap().keys().cloned().collect::<String>();
     assert!(!names.contains(CANARY) && !names.contains(&ada.fingerprint()), "{names}");
 
+    // Nor do requests, whatever they carry.
+    let (lines, secrets) = requests(&seen);
+    for secret in &secrets {
+        assert!(!lines.iter().any(|line| line.contains(secret)), "{secret}: {lines:#?}");
+    }
+    let named = |name: &str| lines.iter().filter(|line| line.contains(name)).count();
+    assert_eq!(named("sessile.unknown_token"), 1, "{lines:#?}");
+    assert_eq!(
+        (named("sessile.ambiguous_token"), named("sessile.overruled")),
+        (1, 1),
+        "{lines:#?}"
+    );
+    assert_eq!(figures.counted("sessile_unknown_tokens_total"), 1);
+    let names = figures.numbers.lock().unwrap().keys().cloned().collect::<String>();
+    assert!(!secrets.iter().any(|secret| names.contains(secret)), "{names}");
+
     // Unless it is to.
     let (store, shop, _) = open(true);
     seen.take();
@@ -338,4 +381,48 @@ fn what_happens_is_shown_and_secrets_are_not() {
     assert!(lines.iter().all(|line| line.contains(&id)), "{lines:#?}");
     assert!(lines.iter().any(|line| line.contains("sessile.rejected")), "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains(CANARY)), "{lines:#?}");
+}
+
+/// G-S10: requests whose tokens are good, unknown, too many and nonsense. What was seen of them, and what
+/// must not be.
+fn requests(seen: &Seen) -> (Vec<String>, Vec<String>) {
+    let (store, shop, _) = open(false);
+    let inside = (store.clone(), shop.clone());
+    let fill = async |session: Session| {
+        session.insert("text", CANARY)?;
+        session.login(CANARY, CANARY).await?;
+        session.csrf_token()
+    };
+    // Another commits meanwhile what this one has read.
+    let overrule = async move |session: Session| {
+        let (store, shop) = &inside;
+        let key = session.key()?.expect("it was filled");
+        session.get::<String>("text")?;
+        session.insert("text", format!("{CANARY}!"))?;
+        store.transact(|txn| txn.get_or_create(shop, &key)?.insert("text", "other"))?;
+        Ok::<_, Error>(())
+    };
+    let app = Router::new()
+        .route("/fill", get(fill))
+        .route("/overrule", get(overrule))
+        .route("/look", get(async |session: Session| session.exists().map(|is| is.to_string())))
+        .layer(SessionLayer::new(&store, &shop));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut browser = Browser::new(&app);
+        seen.take();
+        let csrf = browser.get("/fill").await.text;
+        let token = browser.cookies["__Host-session"].clone();
+        let page = browser.get(&format!("/overrule?csrf={csrf}&id={token}")).await;
+        assert_eq!(page.status, 200);
+        let mut secrets = vec![CANARY.to_owned(), csrf, token];
+        let unknown = [(); 3].map(|()| Token::random().unwrap().expose());
+        for cookie in [&unknown[0], &unknown[1..].join("; __Host-session="), CANARY] {
+            browser.cookies.insert("__Host-session".to_owned(), cookie.to_owned());
+            assert_eq!(browser.send(Method::GET, "/look").await.text, "false");
+        }
+        secrets.extend(unknown);
+        store.settle();
+        (seen.take(), secrets)
+    })
 }

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Every source file of the library with the code in it: comments and tests are left out.
-fn sources() -> Vec<(PathBuf, String)> {
+/// The files with Rust in them in a folder of the repository, and in those below.
+fn files_in(folder: &str) -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -20,10 +20,16 @@ fn sources() -> Vec<(PathBuf, String)> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    walk(&root, &mut files);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
     files.sort();
+    files
+}
+
+/// Every source file of the library with the code in it: comments and tests are left out.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = files_in("src");
     let code = |path: PathBuf| {
         let text = fs::read_to_string(&path).unwrap();
         let text = text.split("#[cfg(test)]").next().unwrap();
@@ -208,4 +214,48 @@ fn planted_faults_can_still_be_planted() {
         let applies = git(&["apply", "--check", patch.to_str().unwrap()]);
         assert!(applies, "{} does not apply any more: make it again", patch.display());
     }
+}
+
+/// G-S15: each point of `security.md` is covered, and each test that it names is one.
+#[test]
+fn what_security_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = Vec::new();
+    for file in ["src", "tests", "tools"].into_iter().flat_map(files_in) {
+        let text = fs::read_to_string(file).unwrap();
+        let marks = ["#[test]", "#[tokio::test]"];
+        for after in marks.into_iter().flat_map(|mark| text.split(mark).skip(1)) {
+            let name = after.split("fn ").nth(1).and_then(|name| name.split('(').next());
+            tests.extend(name.map(str::to_owned));
+        }
+    }
+    let page = fs::read_to_string(root.join("src/docs/security.md")).unwrap();
+    let mut points = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| point")) {
+        let columns: Vec<_> = line.trim_matches('|').split('|').collect();
+        let [point, _, covered] = columns[..] else {
+            panic!("three columns: {line}");
+        };
+        for name in covered.split('`').skip(1).step_by(2) {
+            let is_there = match name.contains('/') {
+                true => root.join("tests").join(name).is_file(),
+                false => tests.iter().any(|test| test == name),
+            };
+            assert!(is_there, "{}: there is no `{name}`", point.trim());
+        }
+        let paragraph = covered.split('"').nth(1).map(|title| format!("\n*{title}.*"));
+        let is_above = paragraph.is_some_and(|title| page.contains(&title));
+        let is_covered = covered.contains('`') || covered.contains("the application") || is_above;
+        assert!(is_covered, "{}: covered by nothing", point.trim());
+        points.extend(point.split_whitespace().next().map(str::to_owned));
+    }
+    // All of ASVS 5.0 V7 and V3.3.
+    let sections =
+        [("7.1", 3), ("7.2", 4), ("7.3", 2), ("7.4", 5), ("7.5", 3), ("7.6", 2), ("3.3", 5)];
+    for (section, count) in sections {
+        for n in 1..=count {
+            assert!(points.contains(&format!("{section}.{n}")), "{section}.{n} is missing");
+        }
+    }
+    assert_eq!(points.len(), 24 + 26);
 }

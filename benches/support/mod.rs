@@ -166,7 +166,7 @@ pub(crate) fn cell(
 }
 
 /// More digits would claim more than is known.
-fn rounded(number: f64) -> f64 {
+pub(crate) fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
@@ -232,11 +232,11 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    fn until_now() -> Self {
+    pub(crate) fn until_now() -> Self {
         Spent { bytes: written(), cpu_us: cpu() }
     }
 
-    fn since(&self, before: &Spent) -> Self {
+    pub(crate) fn since(&self, before: &Spent) -> Self {
         let minus = |a: Option<u64>, b: Option<u64>| Some(a?.saturating_sub(b?));
         Spent { bytes: minus(self.bytes, before.bytes), cpu_us: minus(self.cpu_us, before.cpu_us) }
     }

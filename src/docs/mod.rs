@@ -11,3 +11,6 @@ pub mod design {}
 
 #[doc = include_str!("observability.md")]
 pub mod observability {}
+
+#[doc = include_str!("security.md")]
+pub mod security {}

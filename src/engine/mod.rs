@@ -11,6 +11,7 @@
 pub(crate) mod embedded;
 pub(crate) mod memory;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -168,6 +169,8 @@ pub(crate) enum Notice {
     /// A container's count is not that of its sessions: there are so many more, or fewer, or nobody can
     /// tell (0).
     Miscounted { container: ContainerId, uncounted: i64 },
+    /// Others than the owner may open a file of the store, or enter its directory.
+    Exposed(PathBuf),
 }
 
 /// A place where committed sessions lie.

@@ -365,6 +365,7 @@ impl Listener for Told {
                 }
                 Event::Miscounted { container: name(container) }
             }
+            Notice::Exposed(path) => Event::Exposed { path },
         });
     }
 }

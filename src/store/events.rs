@@ -1,5 +1,6 @@
 //! What happened, for those who prefer to receive.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -146,6 +147,12 @@ pub enum Event {
     AmbiguousToken {
         /// The name of the container.
         container: String,
+    },
+    /// Others than the owner may open a file of the store, or enter its directory: somebody has let them.
+    /// It is told of when the store is opened, and stays as it is.
+    Exposed {
+        /// The path.
+        path: PathBuf,
     },
     /// The housekeeper could not do its work; it will try again.
     SweepFailed {

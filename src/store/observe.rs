@@ -298,6 +298,7 @@ pub(crate) fn event(core: &Core, event: &Event) {
         | Event::FoldStalled { .. }
         | Event::SweepFailed { .. }
         | Event::Miscounted { .. }
+        | Event::Exposed { .. }
         | Event::Clock(_) => tracing::event!(
             name: "sessile.trouble",
             target: "sessile",

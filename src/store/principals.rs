@@ -9,6 +9,7 @@
 //! one place: what a commit changes, it changes in both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::engine::SessionChange;
@@ -25,7 +26,7 @@ use crate::store::listeners::EndReason;
 use crate::store::round::{Outcome, Round};
 
 /// A live session of a principal: see [`Transaction::sessions_of`](crate::Transaction::sessions_of).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PrincipalSession {
     /// What it is filed under. `Debug` shows the fingerprint.
@@ -40,6 +41,19 @@ pub struct PrincipalSession {
     pub note: String,
     /// When its time is over; `None`: never.
     pub expires: Option<Time>,
+}
+
+/// Without the note: an application may have noted where its user is.
+impl fmt::Debug for PrincipalSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrincipalSession")
+            .field("key", &self.key)
+            .field("id", &self.id)
+            .field("created", &self.created)
+            .field("last_accessed", &self.last_accessed)
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How many bytes the name of a principal may have, and a note.

@@ -197,6 +197,19 @@ impl Directory {
         Ok(files)
     }
 
+    /// What others than its owner may open or enter: the directory, and the files of the store in it.
+    pub(super) fn exposed(&self) -> Result<Vec<PathBuf>, Error> {
+        let names = self.names()?.into_iter().filter(|name| is_ours(name));
+        let paths = names.map(|name| self.path.join(name));
+        let mut exposed = Vec::new();
+        for path in [self.path.clone()].into_iter().chain(paths) {
+            if !self.disk.is_private(&path).map_err(|error| at(&path, error))? {
+                exposed.push(path);
+            }
+        }
+        Ok(exposed)
+    }
+
     /// An error of the operating system about one of the files.
     pub(super) fn failed(&self, name: &str, error: io::Error) -> Error {
         at(&self.path.join(name), error)

@@ -70,6 +70,17 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     ///
     /// As for [`kind`](Disk::kind).
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Whether only its owner may open a file, or enter a directory. A disk that knows no owners says
+    /// yes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`kind`](Disk::kind).
+    fn is_private(&self, path: &Path) -> io::Result<bool> {
+        let _ = path;
+        Ok(true)
+    }
 }
 
 /// An open file.
@@ -197,6 +208,13 @@ impl Disk for LocalDisk {
             true => File::open(path)?.sync_all(),
             false => Ok(()),
         }
+    }
+
+    #[cfg(unix)]
+    fn is_private(&self, path: &Path) -> io::Result<bool> {
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::symlink_metadata(path)?.permissions());
+        Ok(mode & 0o077 == 0)
     }
 }
 

@@ -212,6 +212,10 @@ impl Engine for Embedded {
         if let Some((batches, sessions)) = shared.replayed {
             listener.notice(Notice::Recovered { batches, sessions });
         }
+        // Whoever cannot be asked is no reason not to go on.
+        for path in shared.directory.exposed().unwrap_or_default() {
+            listener.notice(Notice::Exposed(path));
+        }
         let _ = shared.listener.set(listener);
         if shared.settings.fold_inline.is_some() {
             shared.provide_reserve();
