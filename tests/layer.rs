@@ -371,6 +371,11 @@ async fn a_closure_runs_again_where_a_handler_cannot() {
 fn failing() -> Router {
     async fn fail(session: Session, Path(how): Path<String>) -> Result<(), Error> {
         match &*how {
+            // An answer below 500, and a failure all the same.
+            "limit" => {
+                session.insert("name", "Eve")?;
+                return session.insert("large", vec![7; 2 << 20]);
+            }
             "write" => session.insert("name", "Eve")?,
             "login" => session.login("eve", "device").await?,
             "logout" => session.logout()?,
@@ -391,7 +396,11 @@ async fn a_handler_that_fails_has_changed_nothing_but_a_logout() {
     assert_eq!(site.len(), 0);
     browser.get("/set/name/Ada").await;
     let before = browser.cookies.clone();
-    for how in ["write", "login"] {
+    assert_eq!(
+        browser.send(Method::GET, "/fail/limit").await.status,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    for how in ["write", "login", "limit"] {
         browser.get(&format!("/fail/{how}")).await;
         assert_eq!(browser.cookies, before, "{how}");
         assert_eq!(browser.get("/look").await.text, "Ada", "{how}");
@@ -936,8 +945,20 @@ impl serde::Serialize for Nested {
 }
 
 /// S34: too many attributes, too long ones, and too deep ones are refused before anything is written.
-#[tokio::test]
-async fn what_is_too_large_is_refused_before_it_is_written() {
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a value that deep needs a deep stack to encode itself"
+)]
+fn what_is_too_large_is_refused_before_it_is_written() {
+    let deep = std::thread::Builder::new().stack_size(256 << 20);
+    let played = deep.spawn(|| {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(too_large())
+    });
+    played.unwrap().join().unwrap();
+}
+
+async fn too_large() {
     async fn fill(session: Session, Path(how): Path<String>) -> Result<(), Error> {
         match &*how {
             "many" => (0..100_000).try_for_each(|n| session.insert(&format!("{n}"), n)),
@@ -964,10 +985,10 @@ async fn what_is_too_large_is_refused_before_it_is_written() {
         }
         assert_eq!((site.len(), site.store.stats().commits), (u64::from(known), before));
     }
-    // Of many the first too many is refused, and those before it are an ordinary session's.
+    // Of many the first too many is refused, and of a handler that fails nothing is kept.
     let mut other = site.browser(app);
     assert_eq!(other.get("/fill/many").await.status, StatusCode::PAYLOAD_TOO_LARGE);
-    assert_eq!((&*other.get("/len").await.text, site.len()), ("1000", 2));
+    assert_eq!((&*other.get("/len").await.text, site.len()), ("0", 1));
     assert_eq!(browser.get("/look").await.text, "Ada");
 }
 

@@ -23,7 +23,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::Error;
-use crate::web::{Session, SessionData, Stored, answer_to};
+use crate::web::{Failed, Session, SessionData, Stored, answer_to};
 
 /// Looks the session up.
 impl<S: Sync, R: 'static> FromRequestParts<S> for Session<R> {
@@ -53,6 +53,8 @@ impl IntoResponse for Error {
             Error::NoSessionLayer => self.to_string(),
             _ => head.status.canonical_reason().unwrap_or_default().to_owned(),
         };
-        (head.status, head.headers, reason).into_response()
+        let mut answer = (head.status, head.headers, reason).into_response();
+        answer.extensions_mut().insert(Failed);
+        answer
     }
 }

@@ -39,8 +39,9 @@ use crate::{Container, Error, Store};
 ///
 /// # If something goes wrong
 ///
-/// A handler that fails, with a status of 500 or more or an error of the service, has changed nothing
-/// ([`on_failure`](SessionLayer::on_failure)), with one exception: a logout holds. Where a commit fails, the
+/// A handler that fails has changed nothing ([`on_failure`](SessionLayer::on_failure)), with one exception: a
+/// logout holds. It fails if it answers with a status of 500 or more, an [`Error`], or anything that is marked
+/// as [`Failed`], and so does a service with an error of its own. Where a commit fails, the
 /// answer is not that of the handler but 503, 409 or 500 without a body
 /// ([`on_error`](SessionLayer::on_error)). If the session was ended meanwhile, elsewhere, the answer goes
 /// out, and the cookie is removed.
@@ -88,6 +89,19 @@ pub enum Failures {
     /// They are committed all the same.
     Commit,
 }
+
+/// Marks an answer, among its extensions, as that of a handler that has failed, whatever its status is:
+/// see [`SessionLayer`](SessionLayer#if-something-goes-wrong). An [`Error`] that is returned is marked so.
+///
+/// ```
+/// use sessile::web::Failed;
+///
+/// let mut answer = http::Response::new("That name is taken."); // and nothing of the form is kept
+/// *answer.status_mut() = http::StatusCode::CONFLICT;
+/// answer.extensions_mut().insert(Failed);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed;
 
 type OnError = dyn Fn(&Error) -> Response<()> + Send + Sync;
 type IsActivity = dyn Fn(&request::Parts) -> bool + Send + Sync;
@@ -254,7 +268,10 @@ where
         let answer = self.inner.call(Request::from_parts(parts, body));
         Box::pin(async move {
             let answer = answer.await;
-            let failed = answer.as_ref().map_or(true, |answer| answer.status().is_server_error());
+            let has_failed = |answer: &Response<A>| {
+                answer.status().is_server_error() || answer.extensions().get::<Failed>().is_some()
+            };
+            let failed = answer.as_ref().map_or(true, has_failed);
             let done = visit.finish(failed).await;
             let mut answer = match (answer, done) {
                 (Ok(answer), Ok(())) => answer,

@@ -69,6 +69,6 @@ mod visit;
 pub use cookie::{CookieBuilder, CookieSettings, SameSite};
 pub use data::{ByKey, RequestSessions, UnknownToken};
 pub use ids::{Ambiguity, Disagreement, Ids, Namespace, RequestHead, RequestIds, Source, UrlStyle};
-pub use layer::{Conflicts, Failures, SessionLayer, SessionService, answer_to};
+pub use layer::{Conflicts, Failed, Failures, SessionLayer, SessionService, answer_to};
 pub use session::Session;
 pub use stored::{SessionData, Stored};
