@@ -36,6 +36,11 @@ pub(crate) fn policy(chance: &mut Chance) -> Policy {
     }
     if chance.one_in(2) {
         policy = policy.limit(2 + chance.below(4)).at_limit(at_limit(chance));
+        if slices == 0 {
+            // Who never expires goes by the slice of the last access. Nobody can see that, and a power cut
+            // may have lost it.
+            policy = policy.at_limit(AtLimit::Reject);
+        }
     }
     if chance.one_in(2) {
         policy = policy.principal_limit(1 + chance.below(2)).at_principal_limit(at_limit(chance));
