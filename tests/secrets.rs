@@ -18,9 +18,9 @@ use axum::extract::Path as Segment;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::routing::get;
 use sessile::web::{
-    Ambiguity, Conflicts, CookieSettings, Disagreement, Failures, Ids, Namespace, RequestHead,
-    RequestSessions, SameSite, Session, SessionData, SessionLayer, Source, Stored, UnknownToken,
-    UrlStyle,
+    Ambiguity, Conflicts, CookieSettings, Disagreement, Failed, Failures, Ids, Namespace,
+    RequestHead, RequestSessions, SameSite, Session, SessionData, SessionLayer, Source, Stored,
+    UnknownToken, UrlStyle,
 };
 use sessile::{Error, ManualClock, Options, Policy, Rule, Store, Time, Token, Value, Viewer};
 use tower_layer::Layer as _;
@@ -321,6 +321,7 @@ async fn handlers(shown: &Arc<Mutex<Shown>>) -> Vec<String> {
         shown.debug(&(Conflicts::LaterWins, Failures::Discard));
         shown.debug(&Conflicts::Refuse);
         shown.debug(&Failures::Commit);
+        shown.debug(&Failed);
     }
     let (seen, kept) = (Arc::clone(shown), Arc::clone(&secrets));
     let fill = async move |session: Session, mut stored: Stored<Secret>| {
