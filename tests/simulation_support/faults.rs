@@ -129,6 +129,8 @@ fn kind(error: &Error, fault: &Fault) -> Option<&'static str> {
         Error::Unknown { .. } => "unknown",
         Error::Full => "full",
         Error::Busy { .. } => "busy",
+        // What it had read was relaxed, and is lost: a failure that nobody else waited for took it back.
+        Error::SnapshotTooOld { age } if age.is_zero() => "taken back",
         _ => return None,
     })
 }
