@@ -466,7 +466,7 @@ impl<'a> Aging<'a> {
     /// A program dies at a point while it serves. One that has nothing to fold when it begins does
     /// not come to all of them; then the next one does.
     fn die_serving(&mut self, (operation, part): Named, side: Side, most: u64) {
-        for _ in 0..10 {
+        for _ in 0..40 {
             let (phase, nth) = (Phase::Serving, self.chance.random_range(1..=most));
             let mut process = self.start(Some(Point { phase, side, operation, part, nth }));
             for _ in 0..5_000 {
